@@ -1,0 +1,229 @@
+"""The Channel: order, bounds, `fill`, pausing and endings, over plain and TLS sockets."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import socket
+from collections.abc import Callable
+
+import pytest
+import uvloop
+
+from stillpoint.channel import Channel
+from stillpoint.errors import ProtocolError
+
+
+class Collector:
+    """Takes everything it is shown."""
+
+    def __init__(self) -> None:
+        self.data = bytearray()
+        self.drains = 0
+        self.end: asyncio.Future[Exception | None] = asyncio.get_running_loop().create_future()
+        self.take: Callable[[memoryview], int] | None = None
+
+    def received(self, data: memoryview, /) -> int:
+        if self.take is not None:
+            return self.take(data)
+        self.data += data
+        return len(data)
+
+    def drained(self) -> None:
+        self.drains += 1
+
+    def closed(self, error: Exception | None) -> None:
+        self.end.set_result(error)
+
+
+@pytest.fixture(params=["asyncio", "uvloop"])
+def run(request: pytest.FixtureRequest) -> Callable[..., object]:
+    factory = uvloop.new_event_loop if request.param == "uvloop" else asyncio.new_event_loop
+
+    def runner(main: object) -> object:
+        with asyncio.Runner(loop_factory=factory) as runner:
+            return runner.run(main)  # type: ignore[arg-type]
+
+    return runner
+
+
+def pair(**options: int) -> tuple[Channel, Collector, Channel, Collector]:
+    left_socket, right_socket = socket.socketpair()
+    left, right = Collector(), Collector()
+    left_channel, right_channel = Channel(left_socket, left, **options), Channel(right_socket, right, **options)
+    left_channel.start()
+    right_channel.start()
+    return left_channel, left, right_channel, right
+
+
+def test_bytes_arrive_in_order_whatever_their_sizes(run: Callable[..., object]) -> None:
+    async def main() -> None:
+        generator = random.Random(7)
+        sender, _, _, receiver = pair()
+        expected = bytearray()
+        for _ in range(300):
+            buffer = bytearray(generator.randbytes(generator.choice([1, 16, 4096, 70_000])))
+            expected += buffer
+            if generator.random() < 0.3:
+                sender.send_owned(bytes(buffer))
+            else:
+                sender.send(buffer)
+            if generator.random() < 0.5:
+                sender.flush()
+                buffer[:] = bytes(len(buffer))  # ours again: overwriting it must not change what is sent
+            if generator.random() < 0.1:
+                await asyncio.sleep(0)
+            if not sender._queue:
+                continue
+            sender.flush()
+        sender.close()
+        async with asyncio.timeout(10):
+            assert await receiver.end is None
+        assert receiver.data == expected
+
+    run(main())
+
+
+def test_fill_takes_buffered_and_new_bytes_without_passing_received(run: Callable[..., object]) -> None:
+    async def main() -> None:
+        sender, _, channel, receiver = pair()
+        payload = random.Random(1).randbytes(3_000_000)
+        target = bytearray(len(payload))
+        filled: list[str] = []
+
+        def take(data: memoryview) -> int:
+            if not filled:
+                if len(data) < 4:
+                    return 0
+                filled.append("asked")
+                channel.fill(memoryview(target), lambda: filled.append("full"))
+                return 4
+            receiver.data += data
+            return len(data)
+
+        receiver.take = take
+        sender.send(b"HEAD", payload, b"TAIL")
+        sender.flush()
+        sender.close()
+        async with asyncio.timeout(10):
+            await receiver.end
+        assert filled == ["asked", "full"]
+        assert target == payload
+        assert receiver.data == b"TAIL"
+
+    run(main())
+
+
+def test_what_is_not_consumed_is_shown_again_with_more(run: Callable[..., object]) -> None:
+    async def main() -> None:
+        sender, _, _, receiver = pair()
+        messages: list[bytes] = []
+
+        def take(data: memoryview) -> int:
+            whole = len(data) // 10 * 10
+            messages.extend(bytes(data[at : at + 10]) for at in range(0, whole, 10))
+            return whole
+
+        receiver.take = take
+        for index in range(0, 100, 3):
+            sender.send(bytes(range(index, min(index + 3, 100))))
+            sender.flush()
+            await asyncio.sleep(0)
+        sender.close()
+        async with asyncio.timeout(10):
+            await receiver.end
+        assert b"".join(messages) == bytes(range(100))
+
+    run(main())
+
+
+def test_a_paused_channel_pushes_back_and_drains_when_resumed(run: Callable[..., object]) -> None:
+    async def main() -> None:
+        sender, sending, channel, receiver = pair(send_limit=100_000)
+        channel.pause_reading()
+        sender.send_owned(bytes(5_000_000))
+        sender.flush()
+        await asyncio.sleep(0.02)
+        assert sender.congested
+        assert not receiver.data
+        channel.resume_reading()
+        async with asyncio.timeout(10):
+            while sender.pending_bytes or len(receiver.data) < 5_000_000:
+                await asyncio.sleep(0.001)
+        assert sending.drains == 1
+        assert not sender.congested
+        sender.abort()
+        channel.abort()
+        await asyncio.sleep(0)
+
+    run(main())
+
+
+def test_pausing_inside_received_keeps_the_rest_for_later(run: Callable[..., object]) -> None:
+    async def main() -> None:
+        sender, _, channel, receiver = pair()
+        seen: list[int] = []
+
+        def take(data: memoryview) -> int:
+            seen.append(data[0])
+            channel.pause_reading()
+            asyncio.get_running_loop().call_soon(channel.resume_reading)
+            return 1
+
+        receiver.take = take
+        sender.send(bytes(range(50)))
+        sender.flush()
+        async with asyncio.timeout(10):
+            while len(seen) < 50:
+                await asyncio.sleep(0.001)
+        assert seen == list(range(50))
+        sender.abort()
+        channel.abort()
+        await asyncio.sleep(0)
+
+    run(main())
+
+
+def test_a_message_larger_than_the_buffer_ends_the_channel(run: Callable[..., object]) -> None:
+    async def main() -> None:
+        sender, _, _, receiver = pair(receive_size=4096)
+        receiver.take = lambda data: 0
+        sender.send_owned(bytes(100_000))
+        sender.flush()
+        async with asyncio.timeout(10):
+            assert isinstance(await receiver.end, ProtocolError)
+        sender.abort()
+        await asyncio.sleep(0)
+
+    run(main())
+
+
+def test_an_error_of_the_receiver_ends_the_channel_with_it(run: Callable[..., object]) -> None:
+    async def main() -> None:
+        sender, sending, _, receiver = pair()
+
+        def take(data: memoryview) -> int:
+            raise ProtocolError("no")
+
+        receiver.take = take
+        sender.send(b"x")
+        sender.flush()
+        async with asyncio.timeout(10):
+            assert str(await receiver.end) == "no"
+            await sending.end
+
+    run(main())
+
+
+def test_a_peer_that_vanishes_ends_the_channel_once(run: Callable[..., object]) -> None:
+    async def main() -> None:
+        sender, sending, _, receiver = pair()
+        sender.abort()
+        async with asyncio.timeout(10):
+            assert await sending.end is None
+            await receiver.end
+        sender.send(b"late")
+        sender.flush()
+        sender.close()
+
+    run(main())
