@@ -40,7 +40,7 @@ class BlockDevice(Protocol):
         ...
 
     def try_read_into(self, offset: int, buffer: memoryview) -> bool:
-        """Fill `buffer` if that needs no wait for a disk. False: nothing is promised about `buffer`; use `read_into`."""
+        """Fill `buffer` if that needs no wait for a disk. False: `buffer` holds anything; use `read_into`."""
         ...
 
     def read_into(self, offset: int, buffer: memoryview) -> None:
@@ -48,7 +48,7 @@ class BlockDevice(Protocol):
         ...
 
     def write(self, offset: int, buffers: Sequence[Buffer]) -> None:
-        """Write the buffers one after the other, starting at `offset`. Visible to reads on return, durable at `flush`."""
+        """Write the buffers one after the other from `offset` on. Visible to reads on return, durable at `flush`."""
         ...
 
     def trim(self, offset: int, length: int) -> None:
