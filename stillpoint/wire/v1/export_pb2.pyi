@@ -1,0 +1,59 @@
+from stillpoint.wire.v1 import common_pb2 as _common_pb2
+from google.protobuf import descriptor as _descriptor
+from google.protobuf import message as _message
+from collections.abc import Mapping as _Mapping
+from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
+
+DESCRIPTOR: _descriptor.FileDescriptor
+
+class ReadSnapshotRequest(_message.Message):
+    __slots__ = ("volume", "snapshot", "offset", "length", "message_size")
+    VOLUME_FIELD_NUMBER: _ClassVar[int]
+    SNAPSHOT_FIELD_NUMBER: _ClassVar[int]
+    OFFSET_FIELD_NUMBER: _ClassVar[int]
+    LENGTH_FIELD_NUMBER: _ClassVar[int]
+    MESSAGE_SIZE_FIELD_NUMBER: _ClassVar[int]
+    volume: str
+    snapshot: str
+    offset: int
+    length: int
+    message_size: int
+    def __init__(self, volume: _Optional[str] = ..., snapshot: _Optional[str] = ..., offset: _Optional[int] = ..., length: _Optional[int] = ..., message_size: _Optional[int] = ...) -> None: ...
+
+class DescribeSnapshotRequest(_message.Message):
+    __slots__ = ("volume", "snapshot")
+    VOLUME_FIELD_NUMBER: _ClassVar[int]
+    SNAPSHOT_FIELD_NUMBER: _ClassVar[int]
+    volume: str
+    snapshot: str
+    def __init__(self, volume: _Optional[str] = ..., snapshot: _Optional[str] = ...) -> None: ...
+
+class SnapshotDescription(_message.Message):
+    __slots__ = ("volume", "snapshot", "snapshot_uuid", "volume_uuid", "size", "block_size", "created_ns")
+    VOLUME_FIELD_NUMBER: _ClassVar[int]
+    SNAPSHOT_FIELD_NUMBER: _ClassVar[int]
+    SNAPSHOT_UUID_FIELD_NUMBER: _ClassVar[int]
+    VOLUME_UUID_FIELD_NUMBER: _ClassVar[int]
+    SIZE_FIELD_NUMBER: _ClassVar[int]
+    BLOCK_SIZE_FIELD_NUMBER: _ClassVar[int]
+    CREATED_NS_FIELD_NUMBER: _ClassVar[int]
+    volume: str
+    snapshot: str
+    snapshot_uuid: str
+    volume_uuid: str
+    size: int
+    block_size: int
+    created_ns: int
+    def __init__(self, volume: _Optional[str] = ..., snapshot: _Optional[str] = ..., snapshot_uuid: _Optional[str] = ..., volume_uuid: _Optional[str] = ..., size: _Optional[int] = ..., block_size: _Optional[int] = ..., created_ns: _Optional[int] = ...) -> None: ...
+
+class ExportStatus(_message.Message):
+    __slots__ = ("info", "nbd_clients", "streams", "read_bytes")
+    INFO_FIELD_NUMBER: _ClassVar[int]
+    NBD_CLIENTS_FIELD_NUMBER: _ClassVar[int]
+    STREAMS_FIELD_NUMBER: _ClassVar[int]
+    READ_BYTES_FIELD_NUMBER: _ClassVar[int]
+    info: _common_pb2.NodeInfo
+    nbd_clients: int
+    streams: int
+    read_bytes: int
+    def __init__(self, info: _Optional[_Union[_common_pb2.NodeInfo, _Mapping]] = ..., nbd_clients: _Optional[int] = ..., streams: _Optional[int] = ..., read_bytes: _Optional[int] = ...) -> None: ...

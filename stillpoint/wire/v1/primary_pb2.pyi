@@ -1,0 +1,133 @@
+from stillpoint.wire.v1 import common_pb2 as _common_pb2
+from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
+from google.protobuf import descriptor as _descriptor
+from google.protobuf import message as _message
+from collections.abc import Iterable as _Iterable, Mapping as _Mapping
+from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
+
+DESCRIPTOR: _descriptor.FileDescriptor
+
+class AckMode(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    ACK_MODE_UNSPECIFIED: _ClassVar[AckMode]
+    ACK_MODE_ASYNC: _ClassVar[AckMode]
+    ACK_MODE_SYNC: _ClassVar[AckMode]
+    ACK_MODE_DURABLE: _ClassVar[AckMode]
+
+class PairState(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    PAIR_STATE_UNSPECIFIED: _ClassVar[PairState]
+    PAIR_STATE_DISCONNECTED: _ClassVar[PairState]
+    PAIR_STATE_SYNCING: _ClassVar[PairState]
+    PAIR_STATE_IN_SYNC: _ClassVar[PairState]
+ACK_MODE_UNSPECIFIED: AckMode
+ACK_MODE_ASYNC: AckMode
+ACK_MODE_SYNC: AckMode
+ACK_MODE_DURABLE: AckMode
+PAIR_STATE_UNSPECIFIED: PairState
+PAIR_STATE_DISCONNECTED: PairState
+PAIR_STATE_SYNCING: PairState
+PAIR_STATE_IN_SYNC: PairState
+
+class CreateVolumeRequest(_message.Message):
+    __slots__ = ("name", "size", "block_size", "device_paths", "mirror_device_paths", "mode")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    SIZE_FIELD_NUMBER: _ClassVar[int]
+    BLOCK_SIZE_FIELD_NUMBER: _ClassVar[int]
+    DEVICE_PATHS_FIELD_NUMBER: _ClassVar[int]
+    MIRROR_DEVICE_PATHS_FIELD_NUMBER: _ClassVar[int]
+    MODE_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    size: int
+    block_size: int
+    device_paths: _containers.RepeatedScalarFieldContainer[str]
+    mirror_device_paths: _containers.RepeatedScalarFieldContainer[str]
+    mode: AckMode
+    def __init__(self, name: _Optional[str] = ..., size: _Optional[int] = ..., block_size: _Optional[int] = ..., device_paths: _Optional[_Iterable[str]] = ..., mirror_device_paths: _Optional[_Iterable[str]] = ..., mode: _Optional[_Union[AckMode, str]] = ...) -> None: ...
+
+class GetVolumeRequest(_message.Message):
+    __slots__ = ("name",)
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    def __init__(self, name: _Optional[str] = ...) -> None: ...
+
+class DeleteVolumeRequest(_message.Message):
+    __slots__ = ("name", "force")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    FORCE_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    force: bool
+    def __init__(self, name: _Optional[str] = ..., force: bool = ...) -> None: ...
+
+class Pair(_message.Message):
+    __slots__ = ("state", "since_ns", "dirty_bytes", "unflushed_bytes", "in_flight_bytes", "resync_done_bytes", "resync_total_bytes", "resync_rate", "carrier", "detail", "session")
+    STATE_FIELD_NUMBER: _ClassVar[int]
+    SINCE_NS_FIELD_NUMBER: _ClassVar[int]
+    DIRTY_BYTES_FIELD_NUMBER: _ClassVar[int]
+    UNFLUSHED_BYTES_FIELD_NUMBER: _ClassVar[int]
+    IN_FLIGHT_BYTES_FIELD_NUMBER: _ClassVar[int]
+    RESYNC_DONE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    RESYNC_TOTAL_BYTES_FIELD_NUMBER: _ClassVar[int]
+    RESYNC_RATE_FIELD_NUMBER: _ClassVar[int]
+    CARRIER_FIELD_NUMBER: _ClassVar[int]
+    DETAIL_FIELD_NUMBER: _ClassVar[int]
+    SESSION_FIELD_NUMBER: _ClassVar[int]
+    state: PairState
+    since_ns: int
+    dirty_bytes: int
+    unflushed_bytes: int
+    in_flight_bytes: int
+    resync_done_bytes: int
+    resync_total_bytes: int
+    resync_rate: int
+    carrier: str
+    detail: str
+    session: int
+    def __init__(self, state: _Optional[_Union[PairState, str]] = ..., since_ns: _Optional[int] = ..., dirty_bytes: _Optional[int] = ..., unflushed_bytes: _Optional[int] = ..., in_flight_bytes: _Optional[int] = ..., resync_done_bytes: _Optional[int] = ..., resync_total_bytes: _Optional[int] = ..., resync_rate: _Optional[int] = ..., carrier: _Optional[str] = ..., detail: _Optional[str] = ..., session: _Optional[int] = ...) -> None: ...
+
+class Volume(_message.Message):
+    __slots__ = ("name", "uuid", "size", "block_size", "mode", "device_paths", "pair", "clients", "created_ns", "read_bytes", "written_bytes", "failure")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    UUID_FIELD_NUMBER: _ClassVar[int]
+    SIZE_FIELD_NUMBER: _ClassVar[int]
+    BLOCK_SIZE_FIELD_NUMBER: _ClassVar[int]
+    MODE_FIELD_NUMBER: _ClassVar[int]
+    DEVICE_PATHS_FIELD_NUMBER: _ClassVar[int]
+    PAIR_FIELD_NUMBER: _ClassVar[int]
+    CLIENTS_FIELD_NUMBER: _ClassVar[int]
+    CREATED_NS_FIELD_NUMBER: _ClassVar[int]
+    READ_BYTES_FIELD_NUMBER: _ClassVar[int]
+    WRITTEN_BYTES_FIELD_NUMBER: _ClassVar[int]
+    FAILURE_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    uuid: str
+    size: int
+    block_size: int
+    mode: AckMode
+    device_paths: _containers.RepeatedScalarFieldContainer[str]
+    pair: Pair
+    clients: int
+    created_ns: int
+    read_bytes: int
+    written_bytes: int
+    failure: str
+    def __init__(self, name: _Optional[str] = ..., uuid: _Optional[str] = ..., size: _Optional[int] = ..., block_size: _Optional[int] = ..., mode: _Optional[_Union[AckMode, str]] = ..., device_paths: _Optional[_Iterable[str]] = ..., pair: _Optional[_Union[Pair, _Mapping]] = ..., clients: _Optional[int] = ..., created_ns: _Optional[int] = ..., read_bytes: _Optional[int] = ..., written_bytes: _Optional[int] = ..., failure: _Optional[str] = ...) -> None: ...
+
+class VolumeList(_message.Message):
+    __slots__ = ("volumes",)
+    VOLUMES_FIELD_NUMBER: _ClassVar[int]
+    volumes: _containers.RepeatedCompositeFieldContainer[Volume]
+    def __init__(self, volumes: _Optional[_Iterable[_Union[Volume, _Mapping]]] = ...) -> None: ...
+
+class PrimaryStatus(_message.Message):
+    __slots__ = ("info", "volumes", "standby_address", "nbd_address")
+    INFO_FIELD_NUMBER: _ClassVar[int]
+    VOLUMES_FIELD_NUMBER: _ClassVar[int]
+    STANDBY_ADDRESS_FIELD_NUMBER: _ClassVar[int]
+    NBD_ADDRESS_FIELD_NUMBER: _ClassVar[int]
+    info: _common_pb2.NodeInfo
+    volumes: _containers.RepeatedCompositeFieldContainer[Volume]
+    standby_address: str
+    nbd_address: str
+    def __init__(self, info: _Optional[_Union[_common_pb2.NodeInfo, _Mapping]] = ..., volumes: _Optional[_Iterable[_Union[Volume, _Mapping]]] = ..., standby_address: _Optional[str] = ..., nbd_address: _Optional[str] = ...) -> None: ...
