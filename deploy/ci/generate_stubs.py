@@ -10,7 +10,6 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = Path("stillpoint/wire/v1")
-PACKAGE_TEXT = '"""Generated from proto/stillpoint/wire/v1 by `make proto`; never edited by hand."""\n'
 
 
 def generate(output: Path) -> None:
@@ -23,7 +22,7 @@ def generate(output: Path) -> None:
     command = [sys.executable, "-m", "grpc_tools.protoc", f"-I{ROOT / 'proto'}"]
     command += [f"--{kind}_out={output}" for kind in ("python", "pyi", "grpc_python")]
     subprocess.run([*command, *map(str, sources)], check=True)
-    (package / "__init__.py").write_text(PACKAGE_TEXT)
+    (package / "__init__.py").touch()
 
 
 if __name__ == "__main__":
