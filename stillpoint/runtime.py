@@ -1,0 +1,182 @@
+"""What it takes to be a node process: the loop, signals, the state directory's lock, a gRPC server with health.
+
+Exit codes: 0 stopped in order, 1 an operating error (one line on stderr), 2 wrong usage or configuration.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import fcntl
+import logging
+import os
+import signal
+import socket
+import sys
+import time
+from collections.abc import Awaitable, Callable, Iterable, Iterator
+from pathlib import Path
+from typing import TypeVar
+
+import grpc
+import uvloop
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+
+from . import __version__, log
+from .config import Address, load_config
+from .errors import ConfigError, InUse, StillpointError
+from .wire.channel import SERVER_OPTIONS
+from .wire.v1 import common_pb2
+
+logger = logging.getLogger(__name__)
+
+C = TypeVar("C")
+
+_STARTED_NS = time.time_ns()
+
+
+def node_info(node: str) -> common_pb2.NodeInfo:
+    """This process, for a status answer."""
+    return common_pb2.NodeInfo(
+        node=node, version=__version__, pid=os.getpid(), started_ns=_STARTED_NS, resident_bytes=resident_bytes()
+    )
+
+
+def resident_bytes() -> int:
+    """Memory of this process that is really there, shared pages included."""
+    with open("/proc/self/statm", "rb") as statm:
+        return int(statm.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def lock_state_dir(path: Path) -> int:
+    """Create the directory and hold it for this process alone; the descriptor returned keeps the lock.
+
+    Raises InUse when another process holds it: two daemons on one state directory would destroy it.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise ConfigError(f"cannot use the state directory {path}: {error.strerror}") from None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        holder = os.pread(descriptor, 32, 0).decode(errors="replace").strip()
+        os.close(descriptor)
+        raise InUse(f"the state directory {path} is in use by another process (pid {holder or 'unknown'})") from None
+    os.ftruncate(descriptor, 0)
+    os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
+    return descriptor
+
+
+def listen_tcp(address: Address) -> socket.socket:
+    """A listening TCP socket. Raises InUse when the port is taken."""
+    try:
+        family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
+        return socket.create_server((address.host, address.port), family=family, backlog=128)
+    except OSError as error:
+        raise InUse(f"cannot listen on {address}: {error.strerror or error}") from None
+
+
+class GrpcServer:
+    """A running gRPC server with the standard health service."""
+
+    def __init__(self, server: grpc.aio.Server, address: Address, checks: health.aio.HealthServicer) -> None:
+        self._server = server
+        self._health = checks
+        self.address = address
+
+    async def set_serving(self, service: str, serving: bool) -> None:
+        status = health_pb2.HealthCheckResponse.SERVING if serving else health_pb2.HealthCheckResponse.NOT_SERVING
+        await self._health.set(service, status)
+
+    async def stop(self, *, grace_s: float = 2.0) -> None:
+        await self._health.enter_graceful_shutdown()
+        await self._server.stop(grace_s)
+
+
+async def serve_grpc(
+    address: Address, add: Callable[[grpc.aio.Server], None], service_names: Iterable[str]
+) -> GrpcServer:
+    """Serve the services that `add` registers, plus health for them and for "" (the whole node).
+
+    Raises InUse when the port is taken.
+    """
+    listen_tcp(address).close()  # grpc's own message for a taken port names neither the address nor the reason
+    server = grpc.aio.server(options=SERVER_OPTIONS)
+    checks = health.aio.HealthServicer()
+    health_pb2_grpc.add_HealthServicer_to_server(checks, server)
+    add(server)
+    try:
+        port = server.add_insecure_port(str(address))
+    except RuntimeError:
+        port = 0
+    if port == 0:
+        raise InUse(f"cannot listen on {address}")
+    await server.start()
+    running = GrpcServer(server, Address(address.host, port), checks)
+    for name in ("", *service_names):
+        await running.set_serving(name, True)
+    return running
+
+
+def run_node(
+    node: str, config_class: type[C], main: Callable[[C, asyncio.Event], Awaitable[None]], *, description: str
+) -> int:
+    """The whole life of a node process: arguments, configuration, loop, signals. Returns the exit code.
+
+    `main` runs until the event is set (SIGTERM or SIGINT) and then stops in order.
+    """
+    if not __debug__:
+        print(f"stillpoint-{node}: refusing to run under python -O: its assertions guard data", file=sys.stderr)
+        return 2
+    parser = argparse.ArgumentParser(prog=f"stillpoint-{node}", description=description)
+    parser.add_argument("--config", type=Path, required=True, metavar="FILE.yaml", help="the node's configuration")
+    parser.add_argument("--log-level", choices=["debug", "info", "warning", "error"], default="info")
+    parser.add_argument("--log-json", action="store_true", help="log one JSON object a line")
+    parser.add_argument("--version", action="version", version=f"stillpoint {__version__}")
+    arguments = parser.parse_args()
+    log.configure(node, level=arguments.log_level, as_json=arguments.log_json)
+    try:
+        config = load_config(arguments.config, config_class)
+    except ConfigError as error:
+        print(f"stillpoint-{node}: {error}", file=sys.stderr)
+        return 2
+    return run_until_stopped(node, lambda stop: main(config, stop))
+
+
+def run_until_stopped(node: str, main: Callable[[asyncio.Event], Awaitable[None]]) -> int:
+    """Run `main` on uvloop until it returns; SIGTERM and SIGINT set its event. Returns the exit code."""
+
+    async def body() -> None:
+        stop = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, stop.set)
+        await main(stop)
+
+    try:
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            runner.run(body())
+    except StillpointError as error:
+        return _report(node, [error])
+    except BaseExceptionGroup as group:
+        operating, others = group.split(StillpointError)
+        if others is not None or operating is None:
+            raise
+        return _report(node, list(_leaves(operating)))
+    return 0
+
+
+def _report(node: str, failures: list[BaseException]) -> int:
+    for error in failures:
+        print(f"stillpoint-{node}: {error}", file=sys.stderr)
+    return 2 if any(isinstance(error, ConfigError) for error in failures) else 1
+
+
+def _leaves(group: BaseExceptionGroup[BaseException]) -> Iterator[BaseException]:
+    for error in group.exceptions:
+        if isinstance(error, BaseExceptionGroup):
+            yield from _leaves(error)
+        else:
+            yield error

@@ -1,0 +1,49 @@
+"""gRPC channels and servers with the options that every Stillpoint connection needs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import grpc
+
+from ..config import Address
+
+# One data message is at most 1 MiB; a larger receive limit would only let a small compressed message grow to gigabytes.
+_MESSAGE_LIMIT = 4 * 1024 * 1024
+
+_COMMON: tuple[tuple[str, int], ...] = (
+    ("grpc.max_receive_message_length", _MESSAGE_LIMIT),
+    ("grpc.max_send_message_length", _MESSAGE_LIMIT),
+    # Without a ping timeout a frozen peer is noticed after a minute.
+    ("grpc.keepalive_time_ms", 5000),
+    ("grpc.keepalive_timeout_ms", 5000),
+    ("grpc.http2.ping_timeout_ms", 5000),
+    ("grpc.http2.max_pings_without_data", 0),
+)
+
+CLIENT_OPTIONS: Sequence[tuple[str, int]] = (
+    *_COMMON,
+    ("grpc.enable_retries", 0),
+    ("grpc.initial_reconnect_backoff_ms", 200),
+    ("grpc.max_reconnect_backoff_ms", 2000),
+    # Streams of data get a connection of their own, so that control calls never wait behind them.
+    ("grpc.use_local_subchannel_pool", 1),
+)
+
+SERVER_OPTIONS: Sequence[tuple[str, int]] = (
+    *_COMMON,
+    # Two servers on one port would share its connections silently.
+    ("grpc.so_reuseport", 0),
+    ("grpc.http2.min_ping_interval_without_data_ms", 1000),
+    ("grpc.max_concurrent_streams", 256),
+)
+
+
+def open_channel(address: Address) -> grpc.aio.Channel:
+    """A channel for use on the running loop. It connects by itself, when first used and again after a loss."""
+    return grpc.aio.insecure_channel(str(address), options=CLIENT_OPTIONS)
+
+
+def open_blocking_channel(address: Address) -> grpc.Channel:
+    """A channel for a program without a loop, such as the command line."""
+    return grpc.insecure_channel(str(address), options=CLIENT_OPTIONS)
