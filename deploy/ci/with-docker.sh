@@ -26,7 +26,9 @@ export DOCKER_HOST=unix://$run/docker.sock
 exec 8>"$run/users.lock" 9>"$run/change.lock"
 
 answers() { docker info >/dev/null 2>&1; }
-is_alive() { [ -s "$run/docker.pid" ] && kill -0 "$(cat "$run/docker.pid")" 2>/dev/null; }
+# A process that only waits to be reaped, which some machines never do for orphans, is not running.
+runs() { [ -n "$1" ] && grep -q '^State:[[:space:]]*[^ZX]' "/proc/$1/status" 2>/dev/null; }
+engine_pid() { cat "$run/docker.pid" 2>/dev/null || true; }
 
 # $1: a folder searched for iptables before all others, or nothing.
 try_start() {
@@ -46,7 +48,7 @@ try_start() {
 
 # Kernels differ in which of the two iptables they serve; the machine's own choice comes first.
 start() {
-  is_alive || rm -f "$run/docker.pid"
+  runs "$(engine_pid)" || rm -f "$run/docker.pid"
   try_start "" && return
   local legacy
   if legacy=$(command -v iptables-legacy); then
@@ -60,13 +62,15 @@ start() {
 }
 
 stop() {
-  is_alive || return 0
-  kill "$(cat "$run/docker.pid")"
+  local engine
+  engine=$(engine_pid)
+  runs "$engine" || return 0
+  kill "$engine"
   for _ in $(seq 120); do
-    is_alive || return 0
+    runs "$engine" || return 0
     sleep 0.5
   done
-  echo "The Docker engine does not stop; its process is $(cat "$run/docker.pid")" >&2
+  echo "The Docker engine does not stop; its process is $engine" >&2
 }
 
 # Every run holds users.lock shared; whoever gets it alone is the last. change.lock keeps a start from meeting a stop.
