@@ -75,7 +75,8 @@ class Channel:
         self._socket = sock
         self._tls = isinstance(sock, ssl.SSLSocket)
         self._fd = sock.fileno()
-        self._receiver = receiver
+        # May be replaced inside `received`, when a handshake hands the channel to its real owner.
+        self.receiver = receiver
         self._loop = asyncio.get_running_loop()
         self._buffer = bytearray(receive_size)
         self._view = memoryview(self._buffer)
@@ -205,7 +206,7 @@ class Channel:
         while self._start < self._end and not (self._paused or self._dead or self._closing):
             self._in_received = True
             try:
-                consumed = self._receiver.received(self._view[self._start : self._end])
+                consumed = self.receiver.received(self._view[self._start : self._end])
             except Exception as error:  # noqa: BLE001 - the owner's failure ends its channel, not the loop
                 self._end_with(error)
                 return
@@ -327,7 +328,7 @@ class Channel:
         self._transmit()
         if self._was_congested and not self._dead and self.pending_bytes <= self._send_limit // 2:
             self._was_congested = False
-            self._receiver.drained()
+            self.receiver.drained()
 
     # --- ending
 
@@ -376,7 +377,7 @@ class Channel:
         self._fill_view = None
         self._fill_then = None
         self._socket.close()
-        self._loop.call_soon(self._receiver.closed, error)
+        self._loop.call_soon(self.receiver.closed, error)
 
     @property
     def is_closed(self) -> bool:
