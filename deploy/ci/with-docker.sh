@@ -61,6 +61,17 @@ start() {
   return 1
 }
 
+# What a run that was killed left behind. Nobody else uses an engine that has only just been started. Untagged images
+# stay for a week: among them are the layers that make the next build short.
+tidy() {
+  local left
+  left=$(docker ps --all --quiet)
+  [ -z "$left" ] || docker rm --force --volumes $left >/dev/null
+  docker network prune --force >/dev/null
+  docker volume prune --force >/dev/null
+  docker image prune --force --filter until=168h >/dev/null
+}
+
 stop() {
   local engine
   engine=$(engine_pid)
@@ -84,7 +95,7 @@ leave() {
 flock 9
 flock -s 8
 trap leave EXIT
-answers || start || unset DOCKER_HOST
+answers || { start && tidy; } || unset DOCKER_HOST
 flock -u 9
 status=0
 "$@" 8>&- 9>&- || status=$?
