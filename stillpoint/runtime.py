@@ -11,7 +11,6 @@ import fcntl
 import logging
 import os
 import signal
-import socket
 import sys
 import time
 from collections.abc import Awaitable, Callable, Iterable, Iterator
@@ -25,6 +24,7 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from . import __version__, log
 from .config import Address, load_config
 from .errors import ConfigError, InUse, StillpointError
+from .nbd.listen import listen_tcp
 from .wire.channel import SERVER_OPTIONS
 from .wire.v1 import common_pb2
 
@@ -69,15 +69,6 @@ def lock_state_dir(path: Path) -> int:
     return descriptor
 
 
-def listen_tcp(address: Address) -> socket.socket:
-    """A listening TCP socket. Raises InUse when the port is taken."""
-    try:
-        family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
-        return socket.create_server((address.host, address.port), family=family, backlog=128)
-    except OSError as error:
-        raise InUse(f"cannot listen on {address}: {error.strerror or error}") from None
-
-
 class GrpcServer:
     """A running gRPC server with the standard health service."""
 
@@ -102,7 +93,9 @@ async def serve_grpc(
 
     Raises InUse when the port is taken.
     """
-    listen_tcp(address).close()  # grpc's own message for a taken port names neither the address nor the reason
+    listen_tcp(
+        address.host, address.port
+    ).close()  # grpc's own message for a taken port names neither the address nor the reason
     server = grpc.aio.server(options=SERVER_OPTIONS)
     checks = health.aio.HealthServicer()
     health_pb2_grpc.add_HealthServicer_to_server(checks, server)

@@ -1,0 +1,49 @@
+"""`python -m primary --config FILE.yaml`: the primary's process."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import sys
+
+from stillpoint.runtime import lock_state_dir, run_node, serve_grpc
+
+from .config import PrimaryConfig
+from .node import PrimaryNode
+from .service import SERVICE_NAME, PrimaryService
+
+logger = logging.getLogger(__name__)
+
+
+async def serve(config: PrimaryConfig, stop: asyncio.Event) -> None:
+    """Until `stop` is set."""
+    lock = lock_state_dir(config.state_dir)
+    try:
+        node = PrimaryNode(config)
+        await node.start()
+        grpc_server = None
+        try:
+            grpc_server = await serve_grpc(config.listen.grpc, PrimaryService(node).add_to, [SERVICE_NAME])
+            logger.info("serving", extra={"grpc": grpc_server.address, "nbd": node.nbd_address})
+            await stop.wait()
+            logger.info("stopping")
+        finally:
+            if grpc_server is not None:
+                await grpc_server.stop()
+            await node.stop()
+    finally:
+        os.close(lock)
+
+
+def main() -> int:
+    return run_node(
+        "primary",
+        PrimaryConfig,
+        serve,
+        description="Export block volumes over NBD and mirror every write to a standby.",
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,205 @@
+"""A volume and its mirror: connect, bring the mirror up to date, notice when it goes, begin again.
+
+Order of a session, each step only after the one before it has succeeded
+1. OpenLink: the standby ends the session before, makes the new fence durable and gives out a token.
+2. The data link is opened; the standby makes durable that it adopted the session, and acknowledges.
+3. Here the mirror's identity and the session are made durable.
+4. In one turn of the loop: what has to be copied is marked dirty, the volume is attached (every write from now on is
+   sent too), and RESYNC_BEGIN is sent if anything is dirty.
+5. The dirty chunks are copied; then RESYNC_END: the standby flushes, makes durable that its mirror is whole, and says
+   so. Only then is the pair in sync.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import enum
+import logging
+import time
+from collections.abc import Awaitable, Callable
+from concurrent.futures import Executor
+from typing import Protocol
+
+from stillpoint.devices import BlockDevice
+from stillpoint.errors import PeerUnavailable, ProtocolError, StillpointError
+from stillpoint.extents import Extent
+from stillpoint.link.base import Link
+
+from .dirty_map import DirtyMap
+from .handshake import Answer, Known, Plan, decide
+from .mirrored_device import MirroredDevice
+from .record import VolumeRecord
+from .resync import Progress, resync
+from .sender import Sender
+
+logger = logging.getLogger(__name__)
+
+_RETRY_FIRST_S = 0.2
+_RETRY_MAX_S = 5.0
+_BACKGROUND_FLUSH_S = 1.0
+_EPOCH = 1
+
+
+class PairState(enum.Enum):
+    DISCONNECTED = "disconnected"
+    SYNCING = "syncing"
+    IN_SYNC = "in sync"
+
+
+class OpenedLink(Protocol):
+    """What OpenLink answered."""
+
+    @property
+    def answer(self) -> Answer: ...
+
+    @property
+    def session(self) -> int: ...
+
+    async def connect(self, sender: Sender) -> Link:
+        """Open the carrier and show the token. Raises PeerUnavailable."""
+        ...
+
+
+class Pair:
+    """Runs one volume's sessions for as long as the volume is open."""
+
+    def __init__(
+        self,
+        record: VolumeRecord,
+        device: BlockDevice,
+        dirty: DirtyMap,
+        volume: MirroredDevice,
+        executor: Executor,
+        open_link: Callable[[VolumeRecord, int], Awaitable[OpenedLink]],
+        *,
+        peer_timeout_s: float,
+    ) -> None:
+        self.record = record
+        self.state = PairState.DISCONNECTED
+        self.since_ns = time.time_ns()
+        self.detail = "not connected yet"
+        self.progress: Progress | None = None
+        self.sender: Sender | None = None
+        self._device = device
+        self._dirty = dirty
+        self._volume = volume
+        self._executor = executor
+        self._open_link = open_link
+        self._peer_timeout_s = peer_timeout_s
+        self._lost: asyncio.Future[Exception] | None = None
+
+    async def run(self) -> None:
+        """Until cancelled."""
+        retry_s = _RETRY_FIRST_S
+        while True:
+            started = time.monotonic()
+            try:
+                await self._session()
+            except StillpointError as error:
+                self._enter(PairState.DISCONNECTED, str(error))
+            if time.monotonic() - started > _RETRY_MAX_S:
+                retry_s = _RETRY_FIRST_S
+            await asyncio.sleep(retry_s)
+            retry_s = min(retry_s * 2, _RETRY_MAX_S)
+
+    async def _session(self) -> None:
+        """One session, until it ends; always ends by raising."""
+        opened = await self._open_link(self.record, _EPOCH)
+        lost: asyncio.Future[Exception] = asyncio.get_running_loop().create_future()
+        sender = Sender(
+            epoch=_EPOCH,
+            session=opened.session,
+            acknowledged=self._volume.acknowledged,
+            lost=lambda error: self._ended(lost, error),
+        )
+        sender.attach(await opened.connect(sender))
+        try:
+            await self._adopted(sender)
+            plan = decide(
+                Known(self.record.mirror_uuid, self.record.session, self._dirty.dirty_count > 0), opened.answer
+            )
+            self.record.adopt(opened.answer.mirror_uuid, opened.session)
+            self._attach(sender, plan)
+            watching = asyncio.ensure_future(self._watch(sender))
+            try:
+                await self._bring_up_to_date(sender, plan)
+                raise await lost
+            finally:
+                watching.cancel()
+                with contextlib.suppress(asyncio.CancelledError):
+                    await watching
+        finally:
+            sender.end(PeerUnavailable("this node ended the session"))
+            self.sender = None
+
+    async def _adopted(self, sender: Sender) -> None:
+        try:
+            async with asyncio.timeout(self._peer_timeout_s):
+                await sender.adopted.wait()
+        except TimeoutError:
+            raise PeerUnavailable("the standby did not take the data link in time") from None
+        if sender.ended:
+            raise PeerUnavailable("the standby closed the data link")
+
+    def _attach(self, sender: Sender, plan: Plan) -> None:
+        """One turn of the loop: no write falls between the marking and the attaching."""
+        if plan is Plan.FULL:
+            self._dirty.mark_dirty(Extent(0, self._device.size))
+        elif plan is Plan.FULL_SKIP_HOLES:
+            for mapped in self._device.extents(0, self._device.size):
+                if not mapped.hole:
+                    self._dirty.mark_dirty(Extent(mapped.offset, mapped.length))
+        self.sender = sender
+        self._volume.attach(sender, lambda error: None)
+        self.progress = Progress(self._dirty.dirty_bytes)
+        logger.info(
+            "standby attached: %s",
+            plan.value,
+            extra={"volume": self.record.name, "session": sender.session, "dirty_bytes": self._dirty.dirty_bytes},
+        )
+
+    async def _bring_up_to_date(self, sender: Sender, plan: Plan) -> None:
+        if self._dirty.dirty_count or plan is not Plan.NOTHING:
+            self._enter(PairState.SYNCING, plan.value)
+            assert self.progress is not None
+            sender.resync_begin()
+            sender.push()
+            await resync(self._device, self._dirty, self._volume, sender, self._executor, self.progress)
+        sequence = sender.resync_end()
+        sender.push()
+        await sender.until(lambda watermarks: watermarks.flushed >= sequence)
+        if self._dirty.dirty_count:
+            raise ProtocolError("chunks became dirty while the resync ended")
+        self._enter(PairState.IN_SYNC, "")
+
+    async def _watch(self, sender: Sender) -> None:
+        """Notice a silent standby, and keep little unflushed."""
+        loop = asyncio.get_running_loop()
+        interval = min(self._peer_timeout_s / 4, _BACKGROUND_FLUSH_S)
+        while not sender.ended:
+            await asyncio.sleep(interval)
+            silent_s = loop.time() - sender.heard_at
+            if silent_s > self._peer_timeout_s:
+                sender.end(PeerUnavailable(f"nothing was heard from the standby for {silent_s:.1f} s"))
+                return
+            sender.ping()
+            if self.state is PairState.IN_SYNC:
+                self._volume.start_background_flush()
+
+    def _ended(self, lost: asyncio.Future[Exception], error: Exception) -> None:
+        if not isinstance(error, StillpointError):
+            error = PeerUnavailable(f"the data link broke: {error}")
+        self._enter(PairState.DISCONNECTED, str(error))
+        self._volume.detach(error)
+        if not lost.done():
+            lost.set_result(error)
+
+    def _enter(self, state: PairState, detail: str) -> None:
+        if (state, detail) == (self.state, self.detail):
+            return
+        level = logging.WARNING if state is PairState.DISCONNECTED else logging.INFO
+        logger.log(level, "pair %s%s", state.value, f": {detail}" if detail else "", extra={"volume": self.record.name})
+        if state is not self.state:
+            self.since_ns = time.time_ns()
+        self.state, self.detail = state, detail

@@ -1,0 +1,58 @@
+"""What the primary remembers of a volume: its folder in the state directory.
+
+    volumes/NAME/volume.json   this record, replaced whole
+    volumes/NAME/dirty.map     primary/dirty_map.py
+    volumes/NAME/disk.img      the volume itself, unless devices were named
+
+A volume exists when its `volume.json` does; a folder without one is left over from a creation that did not finish.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from stillpoint.document import read_document, write_document
+from stillpoint.errors import DataCorrupt
+
+_VERSION = 1
+
+
+@dataclass(slots=True)
+class VolumeRecord:
+    """Durable once `save` returned. `mirror_uuid` and `session` name the mirror's last session; empty, 0: none yet."""
+
+    folder: Path
+    name: str
+    uuid: str
+    size: int  # bytes
+    block_size: int  # bytes; unit of preservation on the standby
+    mode: str
+    device_paths: list[str]
+    created_ns: int
+    mirror_uuid: str = ""
+    session: int = 0
+
+    @property
+    def file(self) -> Path:
+        return self.folder / "volume.json"
+
+    def save(self) -> None:
+        document = {**asdict(self), "version": _VERSION}
+        del document["folder"]
+        write_document(self.file, document)
+
+    @classmethod
+    def load(cls, folder: Path) -> VolumeRecord:
+        """Raises NotFound, DataCorrupt."""
+        document = read_document(folder / "volume.json")
+        if document.pop("version", None) != _VERSION:
+            raise DataCorrupt(f"{folder / 'volume.json'} is of another version")
+        try:
+            return cls(folder=folder, **document)
+        except TypeError as error:
+            raise DataCorrupt(f"{folder / 'volume.json'}: {error}") from None
+
+    def adopt(self, mirror_uuid: str, session: int) -> None:
+        self.mirror_uuid, self.session = mirror_uuid, session
+        self.save()

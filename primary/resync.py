@@ -1,0 +1,126 @@
+"""Copies what is dirty to the standby, in the same ordered stream as live writes.
+
+Each piece is read and sent in one turn of the loop, or read in a thread and read again if a write touched it meanwhile;
+so what arrives is always the newest content, and no lock is held against the clients. Holes travel as holes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from concurrent.futures import Executor
+
+from stillpoint.devices import BlockDevice
+from stillpoint.extents import Extent, MappedExtent, split
+from stillpoint.link.frames import RESYNC
+
+from .dirty_map import CHUNK_SIZE, DirtyMap
+from .mirrored_device import MirroredDevice
+from .sender import Sender
+
+# A run of dirty chunks looked at in one go; a hole of this size is one frame.
+_RUN_SIZE = 1 << 30
+_PIECE_SIZE = 1 << 20
+# Sent and not acknowledged, at most; what clients write comes on top.
+_WINDOW_BYTES = 8 << 20
+
+
+class Progress:
+    """How far a resync is, for status."""
+
+    def __init__(self, total_bytes: int) -> None:
+        self.total_bytes = total_bytes
+        self.done_bytes = 0
+        self._started = time.monotonic()
+
+    @property
+    def rate(self) -> int:
+        """Bytes a second since the start."""
+        return int(self.done_bytes / max(time.monotonic() - self._started, 1e-3))
+
+
+async def resync(
+    device: BlockDevice, dirty: DirtyMap, volume: MirroredDevice, sender: Sender, executor: Executor, progress: Progress
+) -> None:
+    """Until nothing is dirty. Raises PeerUnavailable when the link ends; what was not sent stays dirty."""
+    offset = 0
+    while dirty.dirty_count:
+        run = dirty.next_dirty(offset, limit=_RUN_SIZE)
+        if run is None:
+            offset = 0  # a range was made dirty again behind us
+            continue
+        for mapped in list(_pieces(device, run)):
+            await sender.room(_WINDOW_BYTES)
+            await _send(device, mapped, dirty, volume, sender, executor)
+            progress.done_bytes += mapped.length
+            await asyncio.sleep(0)
+        offset = run.end
+
+
+def _pieces(device: BlockDevice, run: Extent) -> list[MappedExtent]:
+    """The run as whole-chunk pieces, each of holes only, or at most 1 MiB that may hold data."""
+    pieces: list[MappedExtent] = []
+    at = run.offset
+    for mapped in device.extents(run.offset, run.length):
+        if not mapped.hole:
+            continue
+        # Only whole chunks are holes to us: a chunk is clean or dirty as a whole.
+        start = -(-mapped.offset // CHUNK_SIZE) * CHUNK_SIZE
+        end = mapped.end if mapped.end == run.end else mapped.end // CHUNK_SIZE * CHUNK_SIZE
+        if end <= start:
+            continue
+        pieces += _data_pieces(at, start)
+        pieces.append(MappedExtent(start, end - start, hole=True))
+        at = end
+    return pieces + _data_pieces(at, run.end)
+
+
+def _data_pieces(start: int, end: int) -> list[MappedExtent]:
+    if start >= end:
+        return []
+    return [
+        MappedExtent(piece.offset, piece.length, hole=False)
+        for piece in split(Extent(start, end - start), limit=_PIECE_SIZE)
+    ]
+
+
+async def _send(
+    device: BlockDevice,
+    piece: MappedExtent,
+    dirty: DirtyMap,
+    volume: MirroredDevice,
+    sender: Sender,
+    executor: Executor,
+) -> None:
+    extent = Extent(piece.offset, piece.length)
+    if piece.hole and _still_hole(device, extent):
+        sender.zero(extent.offset, extent.length, may_trim=True, flags=RESYNC)
+    elif piece.hole:
+        for part in split(extent, limit=_PIECE_SIZE):  # written to since we looked
+            await _send(device, MappedExtent(part.offset, part.length, hole=False), dirty, volume, sender, executor)
+        return
+    else:
+        content = await _read(device, extent, volume, executor)
+        sender.write(extent.offset, content, owned=True, flags=RESYNC)
+    dirty.sent(extent)
+    sender.push()
+
+
+def _still_hole(device: BlockDevice, extent: Extent) -> bool:
+    return all(mapped.hole for mapped in device.extents(extent.offset, extent.length))
+
+
+async def _read(device: BlockDevice, extent: Extent, volume: MirroredDevice, executor: Executor) -> memoryview:
+    """The newest content, as of the turn of the loop in which this returns."""
+    content = memoryview(bytearray(extent.length))
+    if device.try_read_into(extent.offset, content):
+        return content
+    loop = asyncio.get_running_loop()
+    while True:
+        volume.reading, volume.read_disturbed = extent, False
+        try:
+            await loop.run_in_executor(executor, device.read_into, extent.offset, content)
+        finally:
+            volume.reading = None
+        if not volume.read_disturbed:
+            return content

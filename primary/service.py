@@ -1,0 +1,108 @@
+"""PrimaryService: the node's answers as messages."""
+
+from __future__ import annotations
+
+import grpc
+
+from stillpoint.errors import InvalidRequest
+from stillpoint.runtime import node_info
+from stillpoint.wire.status import Context, answers
+from stillpoint.wire.v1 import common_pb2, primary_pb2, primary_pb2_grpc
+
+from .mirrored_device import AckMode
+from .node import PrimaryNode
+from .pair import PairState
+from .volume import Volume
+
+SERVICE_NAME = "stillpoint.wire.v1.PrimaryService"
+
+_MODES = {
+    primary_pb2.ACK_MODE_UNSPECIFIED: AckMode.SYNC,
+    primary_pb2.ACK_MODE_ASYNC: AckMode.ASYNC,
+    primary_pb2.ACK_MODE_SYNC: AckMode.SYNC,
+    primary_pb2.ACK_MODE_DURABLE: AckMode.DURABLE,
+}
+_MODE_CODES = {mode: code for code, mode in _MODES.items() if code != primary_pb2.ACK_MODE_UNSPECIFIED}
+_STATES = {
+    PairState.DISCONNECTED: primary_pb2.PAIR_STATE_DISCONNECTED,
+    PairState.SYNCING: primary_pb2.PAIR_STATE_SYNCING,
+    PairState.IN_SYNC: primary_pb2.PAIR_STATE_IN_SYNC,
+}
+
+
+class PrimaryService(primary_pb2_grpc.PrimaryServiceServicer):
+    def __init__(self, node: PrimaryNode) -> None:
+        self._node = node
+
+    def add_to(self, server: grpc.aio.Server) -> None:
+        primary_pb2_grpc.add_PrimaryServiceServicer_to_server(self, server)
+
+    @answers
+    async def CreateVolume(self, request: primary_pb2.CreateVolumeRequest, context: Context) -> primary_pb2.Volume:
+        if request.mode not in _MODES:
+            raise InvalidRequest(f"unknown mode {request.mode}")
+        volume = await self._node.create_volume(
+            request.name,
+            size=request.size,
+            block_size=request.block_size,
+            device_paths=list(request.device_paths),
+            mirror_device_paths=list(request.mirror_device_paths),
+            mode=_MODES[request.mode],
+        )
+        return describe(volume, self._node)
+
+    @answers
+    async def GetVolume(self, request: primary_pb2.GetVolumeRequest, context: Context) -> primary_pb2.Volume:
+        return describe(self._node.volume(request.name), self._node)
+
+    @answers
+    async def ListVolumes(self, request: common_pb2.Empty, context: Context) -> primary_pb2.VolumeList:
+        return primary_pb2.VolumeList(volumes=self._volumes())
+
+    @answers
+    async def DeleteVolume(self, request: primary_pb2.DeleteVolumeRequest, context: Context) -> common_pb2.Empty:
+        await self._node.delete_volume(request.name, force=request.force)
+        return common_pb2.Empty()
+
+    @answers
+    async def GetStatus(self, request: common_pb2.Empty, context: Context) -> primary_pb2.PrimaryStatus:
+        return primary_pb2.PrimaryStatus(
+            info=node_info("primary"),
+            volumes=self._volumes(),
+            standby_address=str(self._node.standby.address),
+            nbd_address=str(self._node.nbd_address),
+        )
+
+    def _volumes(self) -> list[primary_pb2.Volume]:
+        return [describe(volume, self._node) for _, volume in sorted(self._node.volumes.items())]
+
+
+def describe(volume: Volume, node: PrimaryNode) -> primary_pb2.Volume:
+    record, export, pair = volume.record, volume.export, volume.pair
+    progress = pair.progress
+    return primary_pb2.Volume(
+        name=record.name,
+        uuid=record.uuid,
+        size=record.size,
+        block_size=record.block_size,
+        mode=_MODE_CODES[export.mode],
+        device_paths=record.device_paths,
+        clients=export.connection_count,
+        created_ns=record.created_ns,
+        read_bytes=export.read_bytes,
+        written_bytes=export.written_bytes,
+        failure=export.failure,
+        pair=primary_pb2.Pair(
+            state=_STATES[pair.state],
+            since_ns=pair.since_ns,
+            dirty_bytes=volume.dirty.dirty_bytes,
+            unflushed_bytes=volume.dirty.unflushed_bytes,
+            in_flight_bytes=pair.sender.in_flight_bytes if pair.sender is not None else 0,
+            resync_done_bytes=progress.done_bytes if progress is not None else 0,
+            resync_total_bytes=progress.total_bytes if progress is not None else 0,
+            resync_rate=progress.rate if progress is not None else 0,
+            carrier=node.standby.carrier.value,
+            detail=pair.detail,
+            session=record.session,
+        ),
+    )

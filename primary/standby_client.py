@@ -1,0 +1,114 @@
+"""The primary's calls to the standby."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+
+import grpc
+
+from stillpoint.config import Address
+from stillpoint.errors import ProtocolError
+from stillpoint.link import grpc as grpc_link
+from stillpoint.link import tcp
+from stillpoint.link.base import Link
+from stillpoint.link.frames import PROTOCOL_VERSION, FrameType, encode_header
+from stillpoint.wire import streams
+from stillpoint.wire.channel import open_channel
+from stillpoint.wire.status import from_rpc_error
+from stillpoint.wire.v1 import standby_pb2, standby_pb2_grpc
+
+from .config import Carrier
+from .handshake import Answer
+from .record import VolumeRecord
+from .sender import Sender
+
+_TIMEOUT_S = 10.0
+
+
+class StandbyClient:
+    """One standby. Every call raises what the standby answered, or PeerUnavailable."""
+
+    def __init__(self, address: Address, carrier: Carrier, *, node: str) -> None:
+        self.address = address
+        self.carrier = carrier
+        self._node = node
+        self._channel = open_channel(address)
+        self._stub = standby_pb2_grpc.StandbyServiceStub(self._channel)  # type: ignore[no-untyped-call]
+
+    async def close(self) -> None:
+        await self._channel.close()
+
+    @contextlib.asynccontextmanager
+    async def _errors(self) -> AsyncIterator[None]:
+        try:
+            yield
+        except grpc.RpcError as error:
+            raise from_rpc_error(error, peer=f"standby at {self.address}") from None
+
+    async def create_mirror(self, record: VolumeRecord, device_paths: list[str]) -> None:
+        async with self._errors():
+            await self._stub.CreateMirror(
+                standby_pb2.CreateMirrorRequest(
+                    volume=record.name,
+                    volume_uuid=record.uuid,
+                    size=record.size,
+                    block_size=record.block_size,
+                    device_paths=device_paths,
+                ),
+                timeout=_TIMEOUT_S,
+            )
+
+    async def delete_mirror(self, record: VolumeRecord, *, force: bool) -> None:
+        async with self._errors():
+            await self._stub.DeleteMirror(
+                standby_pb2.DeleteMirrorRequest(volume=record.name, volume_uuid=record.uuid, force=force),
+                timeout=_TIMEOUT_S,
+            )
+
+    async def open_link(self, record: VolumeRecord, epoch: int) -> OpenedLink:
+        async with self._errors():
+            response = await self._stub.OpenLink(
+                standby_pb2.OpenLinkRequest(
+                    protocol_min=PROTOCOL_VERSION,
+                    protocol_max=PROTOCOL_VERSION,
+                    volume=record.name,
+                    volume_uuid=record.uuid,
+                    size=record.size,
+                    epoch=epoch,
+                    primary=self._node,
+                ),
+                timeout=_TIMEOUT_S,
+            )
+        if response.protocol != PROTOCOL_VERSION:
+            raise ProtocolError(f"the standby speaks version {response.protocol} of the data link")
+        answer = Answer(
+            mirror_uuid=response.mirror_uuid,
+            adopted_session=response.previous_session,
+            blank=response.blank,
+            consistent=response.consistent,
+        )
+        return OpenedLink(answer, response.session, response.token, response.data_link_port, self)
+
+    async def connect(self, opened: OpenedLink, sender: Sender) -> Link:
+        if self.carrier is Carrier.TCP:
+            return await tcp.connect(Address(self.address.host, opened.port), opened.token, sender)
+        link = grpc_link.over_call(streams.mirror_stream(self._channel), sender)
+        link.send_owned(encode_header(FrameType.HELLO, 0, 0, 0, 0, 0, 0, opened.token), opened.token)
+        link.flush()
+        return link
+
+
+@dataclass(frozen=True, slots=True)
+class OpenedLink:
+    """What OpenLink answered, and how to go on from there."""
+
+    answer: Answer
+    session: int
+    token: bytes
+    port: int
+    client: StandbyClient
+
+    async def connect(self, sender: Sender) -> Link:
+        return await self.client.connect(self, sender)

@@ -1,0 +1,72 @@
+"""One volume of this node: its record, device, dirty map, export and pair, opened and closed together."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from concurrent.futures import Executor
+from pathlib import Path
+
+from stillpoint.devices import BlockDevice, open_device
+from stillpoint.errors import DataCorrupt
+
+from .config import PrimaryConfig
+from .dirty_map import DirtyMap
+from .mirrored_device import AckMode, MirroredDevice
+from .pair import Pair
+from .record import VolumeRecord
+from .standby_client import StandbyClient
+
+
+class Volume:
+    """Open it on the loop, then `start` it. `export` is what NBD serves."""
+
+    def __init__(
+        self, record: VolumeRecord, config: PrimaryConfig, standby: StandbyClient, executor: Executor, *, fresh: bool
+    ) -> None:
+        """fresh: the volume is just being made. Raises what opening its device and map raises."""
+        self.record = record
+        self.device: BlockDevice = open_device([Path(path) for path in record.device_paths], size=record.size)
+        try:
+            if self.device.size != record.size:
+                raise DataCorrupt(f"volume {record.name}: its device holds {self.device.size} bytes, not {record.size}")
+            self.dirty = DirtyMap(record.folder / "dirty.map", record.size, create=fresh)
+        except BaseException:
+            self.device.close()
+            raise
+        self.export = MirroredDevice(
+            record.name,
+            self.device,
+            self.dirty,
+            executor,
+            mode=AckMode(record.mode),
+            async_queue_bytes=config.limits.async_queue_bytes,
+        )
+        self.pair = Pair(
+            record,
+            self.device,
+            self.dirty,
+            self.export,
+            executor,
+            standby.open_link,
+            peer_timeout_s=config.standby.peer_timeout_s,
+        )
+        self._task: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        self._task = asyncio.create_task(self.pair.run(), name=f"pair {self.record.name}")
+
+    async def close(self) -> None:
+        """After its clients are gone: flush both nodes, end the session, mark the map clean.
+
+        Raises DeviceError when the last flush fails; the volume is closed all the same, and its map not marked clean.
+        """
+        try:
+            await self.export.barrier()
+        finally:
+            if self._task is not None:
+                self._task.cancel()
+                with contextlib.suppress(asyncio.CancelledError):
+                    await self._task
+            self.dirty.close(clean=not self.export.failure)
+            self.device.close()
