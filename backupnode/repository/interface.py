@@ -1,0 +1,171 @@
+"""The promise of a backup repository, whatever keeps its bytes.
+
+Invariants of every implementation (`tests/conformance/test_repositories.py`):
+- A backup exists from the moment `BackupWriter.commit` returns, whole and durable, and not a moment earlier. Whatever
+  happens before leaves nothing that is listed, and the leftovers go when the repository is next opened.
+- Every backup reads as a full one.
+- A byte that is served is the byte that was written: everything read is checked up to the manifest. What does not match
+  is DataCorrupt, never data.
+- A deleted backup is gone from the list before its data goes.
+
+Writing and bookkeeping are coroutines, because a repository may be a network away. Reading is made of plain calls that
+may be made from several threads at once: it feeds block devices and worker threads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from .backup_id import BackupId
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """What a backup is a picture of."""
+
+    volume: str
+    volume_uuid: str
+    snapshot: str
+    size: int  # bytes of the volume
+    snapshot_ns: int  # the instant it shows
+    base: BackupId | None = None  # the backup from which unchanged chunks are taken; None: a full one
+
+
+@dataclass(frozen=True, slots=True)
+class BackupRecord:
+    """A committed backup. Times are nanoseconds since the Unix epoch."""
+
+    id: BackupId
+    origin: Origin
+    finished_ns: int
+    duration_ns: int
+    data_bytes: int  # of the volume, in chunks that are not all zeroes
+    stored_bytes: int  # that this backup added to the repository
+    received_bytes: int  # of volume data, from the standby
+    verified_ns: int = 0  # when all of it was last read back and found right; 0: never
+
+
+@dataclass(frozen=True, slots=True)
+class Listing:
+    """What a repository holds."""
+
+    backups: Sequence[BackupRecord]  # oldest first
+    damaged: Sequence[BackupId]  # committed once, but their manifests cannot be read
+
+
+class BackupWriter(Protocol):
+    """Takes one volume from its first byte to its last, once.
+
+    Each call starts at `position`: gaps and overlaps are errors of the caller (assert). One call at a time. A writer
+    that is neither committed nor aborted holds files and memory. After an error or a cancelled call only `abort` makes
+    sense. Memory in use is bounded, whatever the volume's size: `write` waits when too much is under way.
+    """
+
+    @property
+    def id(self) -> BackupId:
+        """The name the backup will have."""
+        ...
+
+    @property
+    def position(self) -> int:
+        """The byte of the volume expected next: everything before it has been taken."""
+        ...
+
+    @property
+    def stored_bytes(self) -> int:
+        """Added to the repository so far."""
+        ...
+
+    async def write(self, data: bytes | memoryview) -> None:
+        """The next `len(data)` bytes. The writer may keep the buffer; it must not change any more.
+
+        Raises DeviceError when the repository cannot store it.
+        """
+        ...
+
+    async def hole(self, length: int) -> None:
+        """The next `length` bytes are zeroes. Takes no time that depends on `length`."""
+        ...
+
+    async def commit(self, *, received_bytes: int) -> BackupRecord:
+        """Make the backup exist. Durable on return. The whole volume must have been given (assert).
+
+        Raises DeviceError; the backup then does not exist.
+        """
+        ...
+
+    async def abort(self) -> None:
+        """Throw away what was written. Does nothing after `commit` or a first `abort`. Raises no operating error."""
+        ...
+
+
+class BackupReader(Protocol):
+    """The bytes of one backup, in chunks. Calls may come from several threads at once, except `close`."""
+
+    @property
+    def record(self) -> BackupRecord: ...
+
+    @property
+    def chunk_size(self) -> int:
+        """Bytes of every chunk but the last, which ends with the volume. Chunk `n` starts at `n * chunk_size`."""
+        ...
+
+    def data_chunks(self, first: int = 0) -> Iterator[int]:
+        """The indices, from `first` on and ascending, of the chunks that are not all zeroes. Raises DataCorrupt."""
+        ...
+
+    def read_chunk(self, index: int) -> bytes | None:
+        """A whole chunk, checked; None: it is all zeroes. Raises DataCorrupt or DeviceError."""
+        ...
+
+    def check_frame(self) -> None:
+        """Check everything stored for this backup that no `read_chunk` looks at. Raises DataCorrupt."""
+        ...
+
+    def close(self) -> None:
+        """Release it. A second call does nothing. Reads that run in other threads must have ended."""
+        ...
+
+
+class Repository(Protocol):
+    """Where backups are kept. One process at a time writes to it."""
+
+    @property
+    def description(self) -> str:
+        """What an operator calls it: its path or URL."""
+        ...
+
+    @property
+    def uuid(self) -> str: ...
+
+    async def begin(self, origin: Origin) -> BackupWriter:
+        """Start a backup. Nothing is visible before it is committed. Raises DeviceError."""
+        ...
+
+    async def list(self, volume: str | None = None) -> Listing:
+        """All backups, or those of one volume. A damaged manifest is told by its id and hides no other backup."""
+        ...
+
+    async def get(self, backup: BackupId) -> BackupRecord:
+        """Raises NotFound, or DataCorrupt when its manifest is damaged."""
+        ...
+
+    async def open(self, backup: BackupId) -> BackupReader:
+        """Raises NotFound or DataCorrupt."""
+        ...
+
+    async def delete(self, backup: BackupId) -> None:
+        """Forget it, durably, then give its space back. A damaged backup can be deleted. Raises NotFound."""
+        ...
+
+    async def record_verified(self, backup: BackupId, verified_ns: int) -> None:
+        """Note that all of it was read back and found right. Durable on return. Raises NotFound."""
+        ...
+
+    async def stored_bytes(self) -> int:
+        """What the repository occupies."""
+        ...
+
+    async def close(self) -> None: ...

@@ -1,0 +1,120 @@
+"""The calls the backup node makes to the standby and to its export process, as plain values and named errors."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator
+from dataclasses import dataclass
+from typing import Any, Final, NamedTuple
+
+import grpc
+
+from stillpoint.config import Address
+from stillpoint.errors import DataCorrupt, PeerUnavailable
+from stillpoint.wire import chunks, streams
+from stillpoint.wire.channel import open_channel
+from stillpoint.wire.status import from_rpc_error
+from stillpoint.wire.v1 import export_pb2, export_pb2_grpc, standby_pb2, standby_pb2_grpc
+
+# A control call that takes longer finds a node that hangs.
+_CALL_TIMEOUT_S: Final = 30.0
+# The longest silence of a stream of data.
+_READ_TIMEOUT_S: Final = 60.0
+
+
+class DamagedInTransit(DataCorrupt):
+    """Data arrived that does not match its checksum; asking for it again may help."""
+
+
+class SnapshotName(NamedTuple):
+    volume: str
+    name: str
+
+    def __str__(self) -> str:
+        return f"{self.volume}@{self.name}"
+
+
+@dataclass(frozen=True, slots=True)
+class SnapshotDescription:
+    uuid: str
+    volume_uuid: str
+    size: int
+    created_ns: int
+
+
+class StandbyClient:
+    """Every method raises PeerUnavailable when the node does not answer, and what the node says went wrong."""
+
+    def __init__(self, *, standby: Address, export: Address) -> None:
+        self.address = standby
+        self._standby_peer = f"standby at {standby}"
+        self._export_peer = f"standby's export process at {export}"
+        self._standby_channel = open_channel(standby)
+        self._export_channel = open_channel(export)
+        # The generated stubs carry no annotations.
+        standby_stub: Any = standby_pb2_grpc.StandbyServiceStub
+        export_stub: Any = export_pb2_grpc.ExportServiceStub
+        self._standby = standby_stub(self._standby_channel)
+        self._export = export_stub(self._export_channel)
+
+    async def create_snapshot(self, snapshot: SnapshotName) -> None:
+        request = standby_pb2.CreateSnapshotRequest(volumes=[snapshot.volume], name=snapshot.name)
+        with _named_errors(self._standby_peer):
+            await self._standby.CreateSnapshot(request, timeout=_CALL_TIMEOUT_S)
+
+    async def delete_snapshot(self, snapshot: SnapshotName) -> None:
+        request = standby_pb2.SnapshotName(volume=snapshot.volume, name=snapshot.name)
+        with _named_errors(self._standby_peer):
+            await self._standby.DeleteSnapshot(request, timeout=_CALL_TIMEOUT_S)
+
+    async def list_snapshots(self) -> list[SnapshotName]:
+        with _named_errors(self._standby_peer):
+            answer = await self._standby.ListSnapshots(standby_pb2.ListSnapshotsRequest(), timeout=_CALL_TIMEOUT_S)
+        return [SnapshotName(snapshot.volume, snapshot.name) for snapshot in answer.snapshots]
+
+    async def describe_snapshot(self, snapshot: SnapshotName) -> SnapshotDescription:
+        request = export_pb2.DescribeSnapshotRequest(volume=snapshot.volume, snapshot=snapshot.name)
+        with _named_errors(self._export_peer):
+            answer = await self._export.DescribeSnapshot(request, timeout=_CALL_TIMEOUT_S)
+        return SnapshotDescription(answer.snapshot_uuid, answer.volume_uuid, answer.size, answer.created_ns)
+
+    async def read_snapshot(self, snapshot: SnapshotName, *, offset: int) -> AsyncGenerator[chunks.DecodedChunk, None]:
+        """The snapshot's bytes from `offset` on, as the standby sends them; the caller checks their order.
+
+        Iterate it within `contextlib.aclosing`: leaving it ends the call. Raises DamagedInTransit, ProtocolError.
+        """
+        request = export_pb2.ReadSnapshotRequest(volume=snapshot.volume, snapshot=snapshot.name, offset=offset)
+        call: Any = streams.read_snapshot(self._export_channel, request)
+        try:
+            messages: AsyncIterator[bytes] = aiter(call)
+            while True:
+                with _named_errors(self._export_peer):
+                    async with asyncio.timeout(_READ_TIMEOUT_S):
+                        message = await anext(messages, None)
+                if message is None:
+                    return
+                yield _decode(message)
+        finally:
+            call.cancel()
+
+    async def close(self) -> None:
+        await self._standby_channel.close()
+        await self._export_channel.close()
+
+
+def _decode(message: bytes) -> chunks.DecodedChunk:
+    try:
+        return chunks.decode(message)
+    except DataCorrupt as error:
+        raise DamagedInTransit(str(error)) from None
+
+
+@contextlib.contextmanager
+def _named_errors(peer: str) -> Iterator[None]:
+    try:
+        yield
+    except grpc.RpcError as error:
+        raise from_rpc_error(error, peer=peer) from None
+    except TimeoutError:
+        raise PeerUnavailable(f"the {peer} has sent nothing for {_READ_TIMEOUT_S:.0f} s") from None
