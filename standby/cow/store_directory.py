@@ -1,0 +1,273 @@
+"""The preservation stores of one node: their names, numbers and devices, in one small file that readers open too.
+
+`stores.json` is replaced as a whole (written aside, fsync, rename, fsync of the folder), so a crash leaves the old or
+the new list. A store's number is in every address of every map, so a number is never given twice.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import zlib
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Final, Protocol
+from uuid import UUID, uuid4
+
+from stillpoint.devices import BlockDevice, FileDevice, MemoryDevice, open_device
+from stillpoint.devices.file import fsync_folder
+from stillpoint.errors import (
+    AlreadyExists,
+    DataCorrupt,
+    DeviceError,
+    InvalidRequest,
+    NotFound,
+    Refused,
+    StillpointError,
+)
+
+from .preservation import LoggedStore, MemoryStore, PreservationStore
+from .values import StoreStatistics, check_name
+
+MAGIC: Final = "stillpoint preservation stores"
+VERSION: Final = 1  # 1: the first
+FILE_NAME: Final = "stores.json"
+DEFAULT_STORE: Final = "default"
+DEFAULT_SIZE: Final = 64 << 30  # of the default store: a cap, the file is sparse
+MEMORY: Final = "memory"
+FILE: Final = "file"
+_NUMBER_MAX: Final = (1 << 16) - 1
+
+
+@dataclass(frozen=True, slots=True)
+class StoreDefinition:
+    """What `stores.json` says of a store. `paths` of a memory store lead to the running engine's memory."""
+
+    number: int
+    name: str
+    kind: str
+    uuid: str
+    size: int
+    paths: tuple[str, ...]
+
+
+class StoreUser(Protocol):
+    """A volume that may have blocks in a store."""
+
+    @property
+    def name(self) -> str: ...
+
+    def uses_store(self, store: UUID) -> bool: ...
+
+
+class StoreDirectory:
+    """All stores of a node, open. For the event loop; opening and creating waits for disks."""
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        default_size: int = DEFAULT_SIZE,
+        open_file: Callable[[StoreDefinition, bool], BlockDevice] | None = None,
+    ) -> None:
+        """Open every store listed in `folder`, which is made when missing. Raises DataCorrupt, DeviceError.
+
+        A store whose device cannot be opened is listed as failed; the snapshots in it become invalid.
+        open_file: (definition, make it) -> device, instead of opening the paths.
+        """
+        self.folder = folder
+        self.path = folder / FILE_NAME
+        self.users: list[StoreUser] = []
+        self._default_size = default_size
+        self._open_file = open_file or _open_paths
+        self._stores: dict[str, PreservationStore] = {}
+        self._failed: dict[str, str] = {}
+        folder.mkdir(parents=True, exist_ok=True)
+        self._next_number, definitions = read_definitions(self.path) if self.path.exists() else (1, [])
+        self._definitions = {definition.name: definition for definition in definitions}
+        for definition in definitions:
+            self._open(definition)
+        if any(definition.kind == MEMORY for definition in definitions):
+            self._save()
+
+    def create(self, name: str, *, kind: str, size: int = 0, paths: Sequence[Path] = ()) -> PreservationStore:
+        """A new store: of memory, or of files (made when missing), partitions and disks one after the other.
+
+        size: bytes in all; 0 with paths that exist: what they hold. A file without paths lies in the node's folder.
+        Durable on return. Raises AlreadyExists, InvalidRequest, or what opening the devices raises.
+        """
+        check_name(name, what="store")
+        if name in self._definitions:
+            raise AlreadyExists(f"store {name}: exists already")
+        if kind not in (MEMORY, FILE):
+            raise InvalidRequest(f"store {name}: {kind!r} is no kind of store; memory and file are")
+        if self._next_number > _NUMBER_MAX:
+            raise Refused(f"store {name}: this node has made {_NUMBER_MAX} stores, the most there can be")
+        if kind == FILE and not paths:
+            paths = [self.folder / f"{name}.store"]
+        definition = StoreDefinition(
+            self._next_number, name, kind, str(uuid4()), size, tuple(str(path.absolute()) for path in paths)
+        )
+        store = self._create(definition)
+        self._stores[name] = store
+        self._definitions[name] = self._described(definition, store)
+        self._next_number += 1
+        self._save()
+        return store
+
+    def get(self, name: str | None) -> PreservationStore:
+        """The store of that name; None: the default one, made on first use. Raises NotFound, DeviceError (failed)."""
+        wanted = DEFAULT_STORE if name is None else name
+        if wanted not in self._definitions and wanted == DEFAULT_STORE:
+            return self.create(DEFAULT_STORE, kind=FILE, size=self._default_size)
+        if wanted in self._failed:
+            raise DeviceError(f"store {wanted} is out of service: {self._failed[wanted]}", 5)
+        try:
+            return self._stores[wanted]
+        except KeyError:
+            raise NotFound(f"store {wanted}: does not exist") from None
+
+    def get_open(self, name: str) -> PreservationStore | None:
+        """The store of that name if it is in service, or was when it was opened."""
+        return self._stores.get(name)
+
+    def opened(self) -> tuple[PreservationStore, ...]:
+        return tuple(self._stores.values())
+
+    def by_uuid(self, uuid: UUID) -> PreservationStore | None:
+        return next((store for store in self._stores.values() if store.uuid == uuid), None)
+
+    def by_number(self, number: int) -> PreservationStore | None:
+        return next((store for store in self._stores.values() if store.number == number), None)
+
+    def list(self) -> list[StoreStatistics]:
+        return [self._statistics(definition) for definition in self._definitions.values()]
+
+    def delete(self, name: str) -> None:
+        """Forget the store, and remove its file if it lies in the node's folder. Durable on return.
+
+        Raises NotFound; Refused while snapshots need it.
+        """
+        if name not in self._definitions:
+            raise NotFound(f"store {name}: does not exist")
+        store = self._stores.get(name)
+        if store is not None:
+            users = [user.name for user in self.users if user.uses_store(store.uuid)]
+            if users:
+                raise Refused(f"store {name}: snapshots of {', '.join(sorted(users))} need it; delete them first")
+            if isinstance(store, LoggedStore) and store.volumes_recovered():
+                raise Refused(f"store {name}: holds snapshots of a volume that is not open")
+            store.close()
+        definition = self._definitions.pop(name)
+        self._stores.pop(name, None)
+        self._failed.pop(name, None)
+        self._save()
+        for path in map(Path, definition.paths):
+            if definition.kind == FILE and path.parent == self.folder.absolute():
+                with contextlib.suppress(FileNotFoundError):
+                    path.unlink()
+
+    def close(self) -> None:
+        for store in self._stores.values():
+            store.close()
+
+    def _open(self, definition: StoreDefinition) -> None:
+        try:
+            if definition.kind == MEMORY:
+                store: PreservationStore = self._create(definition)
+                self._definitions[definition.name] = self._described(definition, store)
+            else:
+                device = self._open_file(definition, False)
+                try:
+                    store = LoggedStore.open(device, name=definition.name)
+                    if str(store.uuid) != definition.uuid or store.number != definition.number:
+                        raise DataCorrupt(f"{device.description}: holds another store than {definition.name}")
+                except BaseException:
+                    device.close()
+                    raise
+        except StillpointError as error:
+            self._failed[definition.name] = str(error)
+        else:
+            self._stores[definition.name] = store
+
+    def _create(self, definition: StoreDefinition) -> PreservationStore:
+        if definition.kind == MEMORY:
+            memory = MemoryDevice(definition.size, name=f"store {definition.name}")
+            uuid = UUID(definition.uuid)
+            return MemoryStore(memory, name=definition.name, uuid=uuid, number=definition.number)
+        device = self._open_file(definition, True)
+        try:
+            return LoggedStore.create(device, name=definition.name, number=definition.number)
+        except BaseException:
+            device.close()
+            raise
+
+    @staticmethod
+    def _described(definition: StoreDefinition, store: PreservationStore) -> StoreDefinition:
+        """The definition with what is known once the store is open: its uuid, its size, the way to its memory."""
+        paths = definition.paths
+        if isinstance(store.device, MemoryDevice):
+            paths = (f"/proc/{os.getpid()}/fd/{store.device.fileno()}",)
+        return replace(definition, uuid=str(store.uuid), size=store.device.size, paths=paths)
+
+    def _statistics(self, definition: StoreDefinition) -> StoreStatistics:
+        store = self._stores.get(definition.name)
+        if store is None:
+            return StoreStatistics(definition.name, definition.kind, definition.size, 0, self._failed[definition.name])
+        return StoreStatistics(definition.name, definition.kind, store.size, store.used_size, store.failed)
+
+    def _save(self) -> None:
+        stores = [asdict(definition) for definition in self._definitions.values()]
+        data = _encode({"next_number": self._next_number, "stores": stores})
+        aside = self.path.with_suffix(".tmp")
+        with open(aside, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        aside.rename(self.path)
+        fsync_folder(self.folder)
+
+
+def read_definitions(path: Path) -> tuple[int, list[StoreDefinition]]:
+    """(next free number, the stores), for the engine and its readers. Raises OSError, DataCorrupt."""
+    try:
+        document = json.loads(path.read_bytes())
+        content = document["content"]
+        if document["magic"] != MAGIC or document["version"] != VERSION or document["crc"] != _crc(content):
+            raise DataCorrupt(f"{path}: is damaged, or not version {VERSION}")
+        definitions = [StoreDefinition(**{**store, "paths": tuple(store["paths"])}) for store in content["stores"]]
+        return content["next_number"], definitions
+    except (ValueError, KeyError, TypeError) as error:
+        raise DataCorrupt(f"{path}: is damaged: {error}") from error
+
+
+def _open_paths(definition: StoreDefinition, create: bool) -> BlockDevice:
+    paths = [Path(path) for path in definition.paths]
+    if create:
+        held = [path for path in paths if path.exists() and path.stat().st_size]
+        for path in held:
+            _refuse_store(path)
+    return open_device(paths, size=definition.size or None, create=create)
+
+
+def _refuse_store(path: Path) -> None:
+    """An existing file that is a store already may be another node's: making it anew would destroy it."""
+    device = FileDevice(path, read_only=True)
+    try:
+        start = bytearray(min(8, device.size))
+        device.read_into(0, memoryview(start))
+    finally:
+        device.close()
+    if start == b"SPSTORE1":
+        raise Refused(f"{path}: holds a preservation store already; remove it first if it is not needed")
+
+
+def _encode(content: dict[str, Any]) -> bytes:
+    document = {"magic": MAGIC, "version": VERSION, "crc": _crc(content), "content": content}
+    return json.dumps(document, indent=1, sort_keys=True).encode() + b"\n"
+
+
+def _crc(content: dict[str, Any]) -> int:
+    return zlib.crc32(json.dumps(content, sort_keys=True, separators=(",", ":")).encode())

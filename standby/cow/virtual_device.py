@@ -1,0 +1,333 @@
+"""A snapshot as a read-only block device, in any process: it opens the mirror, the maps and the stores by itself.
+
+The rule of a reader, block by block: if the birth is not newer than the snapshot, read the mirror, then look at the
+birth again; if the block was preserved meanwhile, use the preserved copy. The engine stores the map entry, then the
+birth, then overwrites, so a birth that is still old after the read proves the bytes.
+
+The list of live snapshots, and so the maps to ask, is guarded by the shared header's sequence: a read during which it
+changed is done again. That also proves that no slot it read had been given to somebody else.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from stillpoint.devices import BlockDevice, Buffer, MemoryDevice, open_device
+from stillpoint.errors import DataCorrupt, DeviceError, NotFound, PermissionRefused, Refused, SnapshotInvalid
+from stillpoint.extents import MappedExtent, check_range, coalesce
+
+from .association import (
+    ALL_ZEROES,
+    NOT_PRESERVED,
+    UNIT_SIZE,
+    Addresses,
+    ArrayMap,
+    offset_of,
+    store_of,
+)
+from .birth import BirthMap, Generations
+from .changed import birth_as_of, changed_extents
+from .shared_header import HeaderState, SharedHeader
+from .store_directory import read_definitions
+from .values import ChangedExtents, SnapshotState
+from .volume import map_path
+
+_PATIENCE_S: Final = 5.0  # for a list that keeps changing: the engine needs microseconds, unless it died in the middle
+_EXTENTS_AT_ONCE: Final = 1 << 16  # blocks looked up in one step of `extents`
+_STILL_READABLE: Final = frozenset({SnapshotState.CREATING, SnapshotState.ACTIVE, SnapshotState.LEAVING})
+
+OpenDevice: TypeAlias = Callable[[Sequence[str], int], BlockDevice]
+
+
+def open_virtual_device(
+    description: Mapping[str, Any],
+    snapshot_name: str,
+    *,
+    fds: Mapping[str, int] | None = None,
+    open_mirror: OpenDevice | None = None,
+) -> VirtualDevice:
+    """Open a snapshot from what `SnapshotEngine.describe` said.
+
+    fds: descriptors of memory stores by their name, still owned by the caller; without one the store's memory is
+    reached through /proc of the engine's process. open_mirror: (paths, size) -> device, read-only.
+    Raises NotFound, SnapshotInvalid, DeviceError, DataCorrupt.
+    """
+    for snapshot in description["snapshots"]:
+        if snapshot["name"] == snapshot_name:
+            return VirtualDevice(description, snapshot, fds=fds or {}, open_mirror=open_mirror or _open_paths)
+    raise NotFound(f"{description['volume']}@{snapshot_name}: there is no such snapshot")
+
+
+@dataclass(frozen=True, slots=True)
+class _View:
+    """The maps to ask, oldest first, as of one state of the list. Never changed, so threads may share it."""
+
+    sequence: int
+    maps: dict[int, ArrayMap]
+
+
+class VirtualDevice:
+    """A BlockDevice. May be read by several threads; `close` when none of them is in a call.
+
+    A read raises SnapshotInvalid once the snapshot was deleted or lost blocks, or its engine has gone.
+    """
+
+    def __init__(
+        self,
+        description: Mapping[str, Any],
+        snapshot: Mapping[str, Any],
+        *,
+        fds: Mapping[str, int],
+        open_mirror: OpenDevice,
+    ) -> None:
+        self._description = f"{description['volume']}@{snapshot['name']}"
+        self.generation: int = snapshot["generation"]
+        self._size: int = snapshot["size"]
+        self._block_size: int = description["block_size"]
+        self._incarnation: str = description["uuid"]
+        self._maps_folder = Path(description["maps"])
+        self._stores_path = Path(description["stores"])
+        self._fds = fds
+        self._view = _View(-1, {})
+        self._stores: dict[int, BlockDevice] = {}
+        try:
+            self._header = SharedHeader.open(Path(description["header"]))
+            self._births = BirthMap.open(Path(description["births"]), self._size // self._block_size, writable=False)
+            self._mirror = open_mirror(description["mirror_paths"], self._size)
+            self._settle()
+        except OSError as error:
+            raise DeviceError(f"{self._description}: cannot be opened: {error}", error.errno or errno.EIO) from error
+
+    @property
+    def size(self) -> int:
+        return self._size
+
+    @property
+    def read_only(self) -> bool:
+        return True
+
+    @property
+    def description(self) -> str:
+        return self._description
+
+    def try_read_into(self, offset: int, buffer: memoryview) -> bool:
+        return self._read(offset, buffer, wait=False)
+
+    def read_into(self, offset: int, buffer: memoryview) -> None:
+        self._read(offset, buffer, wait=True)
+
+    def write(self, offset: int, buffers: Sequence[Buffer]) -> None:
+        raise PermissionRefused(f"{self._description}: is a read-only snapshot")
+
+    def trim(self, offset: int, length: int) -> None:
+        raise PermissionRefused(f"{self._description}: is a read-only snapshot")
+
+    def write_zeroes(self, offset: int, length: int, *, may_trim: bool = True) -> None:
+        raise PermissionRefused(f"{self._description}: is a read-only snapshot")
+
+    def flush(self) -> None:
+        """Nothing is ever written."""
+
+    def resize(self, size: int) -> None:
+        raise Refused(f"{self._description}: a snapshot has the size it was taken with")
+
+    def extents(self, offset: int, length: int) -> Iterator[MappedExtent]:
+        check_range(offset=offset, length=length, size=self._size)
+        return coalesce(self._extents(offset, offset + length))
+
+    def changed(self, *, base: int, incarnation: str) -> ChangedExtents:
+        """As `SnapshotEngine.changed`, computed here so that it costs the mirror nothing."""
+        block_count = self._size // self._block_size
+        if incarnation != self._incarnation or base > self.generation:
+            return changed_extents(None, base, self._block_size, block_count)
+        while True:
+            view = self._settle()
+            # Births first, then maps: a block that is preserved in between is in the map by then or still old.
+            as_of = birth_as_of(self._births.array, tuple(view.maps.values()), block_count)
+            if self._is_settled(view):
+                return changed_extents(as_of, base, self._block_size, block_count)
+
+    def close(self) -> None:
+        for store in self._stores.values():
+            store.close()
+        self._stores.clear()
+        self._view = _View(-1, {})
+        self._mirror.close()
+        self._births.close()
+        self._header.close()
+
+    def _read(self, offset: int, buffer: memoryview, *, wait: bool) -> bool:
+        length = len(buffer)
+        check_range(offset=offset, length=length, size=self._size)
+        if not length:
+            return True
+        first = offset // self._block_size
+        count = (offset + length - 1) // self._block_size - first + 1
+        while True:
+            view = self._settle()
+            where = self._look_up(view, first, count)
+            if where is None:
+                if self._is_settled(view):
+                    raise DataCorrupt(f"{self._description}: blocks {first}+{count} are neither live nor preserved")
+                continue
+            if not self._fill(offset, buffer, first, where, wait=wait):
+                return False
+            if not self._overtaken(first, where) and self._is_settled(view):
+                return True
+
+    def _look_up(self, view: _View, first: int, count: int) -> Addresses | None:
+        """Where each block is: NOT_PRESERVED for the mirror. None: not found, the list must have changed."""
+        births = self._births.array[first : first + count]
+        wanted = births > self.generation
+        where: Addresses = np.zeros(count, dtype="<u8")
+        for records in view.maps.values():
+            if not wanted.any():
+                return where
+            found = records.lookup(first, count)
+            if found is None:
+                continue
+            addresses, born = found
+            here = wanted & (addresses != NOT_PRESERVED)
+            if bool((born[here] > self.generation).any()):
+                return None
+            where[here] = addresses[here]
+            wanted &= ~here
+        return None if wanted.any() else where
+
+    def _overtaken(self, first: int, where: Addresses) -> bool:
+        """Whether a block that was read from the mirror has been preserved meanwhile."""
+        births: Generations = self._births.array[first : first + len(where)]
+        return bool(((where == NOT_PRESERVED) & (births > self.generation)).any())
+
+    def _fill(self, offset: int, buffer: memoryview, first: int, where: Addresses, *, wait: bool) -> bool:
+        size = self._block_size
+        end = offset + len(buffer)
+        for start_block, end_block in _stretches(where, size // UNIT_SIZE):
+            address = int(where[start_block])
+            start = max(offset, (first + start_block) * size)
+            view = buffer[start - offset : min(end, (first + end_block) * size) - offset]
+            if address == ALL_ZEROES:
+                view[:] = bytes(len(view))
+                continue
+            device, position = self._mirror, start
+            if address != NOT_PRESERVED:
+                device = self._store(store_of(address))
+                position = offset_of(address) + start - (first + start_block) * size
+            if not device.try_read_into(position, view):
+                if not wait:
+                    return False
+                device.read_into(position, view)
+        return True
+
+    def _extents(self, position: int, end: int) -> Iterator[MappedExtent]:
+        size = self._block_size
+        while position < end:
+            first = position // size
+            count = min(-(-end // size) - first, _EXTENTS_AT_ONCE)
+            limit = min(end, (first + count) * size)
+            yield from self._settled_extents(position, limit, first, count)
+            position = limit
+
+    def _settled_extents(self, position: int, end: int, first: int, count: int) -> list[MappedExtent]:
+        size = self._block_size
+        while True:
+            view = self._settle()
+            where = self._look_up(view, first, count)
+            if where is None:
+                if self._is_settled(view):
+                    raise DataCorrupt(f"{self._description}: blocks {first}+{count} are neither live nor preserved")
+                continue
+            extents: list[MappedExtent] = []
+            for start_block, end_block in _stretches(where, size // UNIT_SIZE):
+                start = max(position, (first + start_block) * size)
+                length = min(end, (first + end_block) * size) - start
+                address = int(where[start_block])
+                if address == NOT_PRESERVED:
+                    extents.extend(self._mirror.extents(start, length))
+                else:
+                    extents.append(MappedExtent(start, length, hole=address == ALL_ZEROES))
+            if not self._overtaken(first, where) and self._is_settled(view):
+                return extents
+
+    def _settle(self) -> _View:
+        """Follow the list of snapshots. Raises SnapshotInvalid, DeviceError."""
+        view = self._view
+        if view.sequence == self._header.sequence and not self._header.closed:
+            return view
+        deadline = time.monotonic() + _PATIENCE_S
+        while True:
+            if self._header.closed:
+                raise SnapshotInvalid(f"{self._description}: its engine was stopped; open it again")
+            state = self._header.read()
+            if state is not None:
+                self._check_state(state.states.get(self.generation))
+                maps = self._open_maps(state)
+                if maps is not None:
+                    self._view = _View(state.sequence, maps)
+                    return self._view
+            if time.monotonic() > deadline:
+                raise DeviceError(f"{self._description}: the engine left its list of snapshots unfinished", errno.EIO)
+            time.sleep(0.0002)
+
+    def _check_state(self, state: SnapshotState | None) -> None:
+        if state is None or state is SnapshotState.LEAVING:
+            raise SnapshotInvalid(f"{self._description}: was deleted")
+        if state is not SnapshotState.ACTIVE:
+            raise SnapshotInvalid(f"{self._description}: is {state.name.lower()}")
+
+    def _is_settled(self, view: _View) -> bool:
+        return self._header.sequence == view.sequence and not self._header.closed
+
+    def _open_maps(self, state: HeaderState) -> dict[int, ArrayMap] | None:
+        """The maps that may hold blocks of this snapshot, ascending; None when one left meanwhile: ask again."""
+        known = self._view.maps
+        maps = {}
+        for generation in sorted(state.states):
+            if generation >= self.generation and state.states[generation] in _STILL_READABLE:
+                try:
+                    maps[generation] = known.get(generation) or ArrayMap.open(map_path(self._maps_folder, generation))
+                except FileNotFoundError:
+                    return None
+        return maps
+
+    def _store(self, number: int) -> BlockDevice:
+        device = self._stores.get(number)
+        if device is None:
+            device = self._stores[number] = self._open_store(number)
+        return device
+
+    def _open_store(self, number: int) -> BlockDevice:
+        try:
+            _, definitions = read_definitions(self._stores_path)
+        except OSError as error:
+            raise DeviceError(f"{self._stores_path}: {error.strerror}", error.errno or errno.EIO) from error
+        for definition in definitions:
+            if definition.number == number:
+                if definition.name in self._fds:
+                    return MemoryDevice.from_descriptor(os.dup(self._fds[definition.name]), read_only=True)
+                return open_device([Path(path) for path in definition.paths], size=definition.size, read_only=True)
+        raise DeviceError(f"{self._description}: store number {number} is gone", errno.EIO)
+
+
+def _open_paths(paths: Sequence[str], size: int) -> BlockDevice:
+    return open_device([Path(path) for path in paths], size=size, read_only=True)
+
+
+def _stretches(where: npt.NDArray[np.uint64], step: int) -> Iterator[tuple[int, int]]:
+    """(start, end) of the blocks that can be read in one go: live, all zeroes, or slots one after the other."""
+    if len(where) == 1:
+        yield 0, 1
+        return
+    special = where[1:] <= ALL_ZEROES
+    joined = np.where(special, where[1:] == where[:-1], where[1:] - where[:-1] == step)
+    borders = (np.flatnonzero(~joined) + 1).tolist()
+    yield from zip([0, *borders], [*borders, len(where)], strict=True)

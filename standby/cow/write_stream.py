@@ -1,0 +1,275 @@
+"""The write half of the engine: changes go to the mirror, preserving first what a live snapshot still sees.
+
+Invariants:
+- For every block: pre-image and record durable, map entry, birth, overwrite in place, in this order (`preserver.py`).
+- A change whose blocks need no preserving goes straight to the mirror. One that must preserve durably first is staged
+  in bounded memory, with every later change that overlaps it, until `commit`; nothing overtakes a staged change.
+- The mirror never loses a change because of a snapshot: when preserving fails, snapshots go, oldest first.
+- Whoever changes `live`, or preserves a stage, holds the lock; only a cut, which takes no time, does not.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+from collections import deque
+from collections.abc import Callable, Coroutine, Sequence
+from concurrent.futures import Executor
+from typing import Any, Final, TypeVar
+
+import numpy as np
+
+from stillpoint.errors import DeviceError, StoreFull
+from stillpoint.extents import check_range
+
+from . import preserver
+from .preservation import PreImages, PreservationStore
+from .preserver import Failure, Trouble
+from .retiring import Retirement
+from .stage import MARK_MAX, Change, Marks, Stage, overlay
+from .values import NO_GENERATION
+from .volume import Volume
+
+STAGE_SIZE_MAX: Final = 16 << 20
+_NOTHING_PASSES: Final = 1 << 40  # as newest snapshot: newer than any birth, so every write takes the careful way
+_AT_ONCE_MAX: Final = 4 << 20  # bytes preserved in one turn of the loop; more is staged and done in a thread
+
+T = TypeVar("T")
+
+
+class WriteStream:
+    """Methods that are not `async` never wait for a disk but for the write into the page cache.
+
+    After the mirror refused a staged change every call raises DeviceError: what was acknowledged is lost, so the node
+    must say so and the primary must send it again.
+    """
+
+    def __init__(
+        self,
+        volume: Volume,
+        *,
+        executor: Executor | None = None,
+        stage_size_max: int = STAGE_SIZE_MAX,
+        on_staged: Callable[[], None] | None = None,
+    ) -> None:
+        """executor: where steps run that wait for disks; None: the loop's own.
+        stage_size_max: bytes of memory for staged changes; see `wants_commit`.
+        on_staged: called when the first change is staged; whoever sets it calls `commit` within a short time.
+        """
+        self._volume = volume
+        self._executor = executor
+        self._stage_size_max = stage_size_max
+        self._on_staged = on_staged
+        self._failed: DeviceError | None = None
+        self._lock = asyncio.Lock()
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._closing: deque[Stage] = deque()  # from before a cut, or being committed; oldest first
+        self._closing_size = 0
+        self._open = Stage(epoch=volume.current, mark=1)
+        self._marks = Marks(volume.block_count)
+        self._shift = volume.shift
+        self._mirror = volume.mirror
+        self._refresh()
+
+    def write(self, offset: int, payload: memoryview) -> None:
+        """Write at `offset`. The payload is borrowed for the call. Raises OutOfRange, DeviceError."""
+        first = offset >> self._shift
+        if (offset + len(payload) - 1) >> self._shift == first and offset >= 0:
+            try:
+                born = self._births[first]
+                marked = self._mark_bytes[first]
+            except IndexError:
+                check_range(offset=offset, length=len(payload), size=self._volume.size)
+                raise
+            if born > self._newest and not marked:
+                if born != self._current:
+                    self._births[first] = self._current
+                self._mirror.write(offset, (payload,))
+                return
+        self._change(Change(offset, len(payload), payload, is_trim=False, may_trim=False))
+
+    def trim(self, offset: int, length: int) -> None:
+        """Give the range back; it reads as zeroes. Counts as a write. Raises OutOfRange, DeviceError."""
+        self._change(Change(offset, length, None, is_trim=True, may_trim=True))
+
+    def write_zeroes(self, offset: int, length: int, *, may_trim: bool = True) -> None:
+        """Make the range read as zeroes. Counts as a write. Raises OutOfRange, DeviceError."""
+        self._change(Change(offset, length, None, is_trim=False, may_trim=may_trim))
+
+    def _change(self, change: Change) -> None:
+        self._check_usable()
+        check_range(offset=change.offset, length=change.length, size=self._volume.size)
+        if not change.length:
+            return
+        first = change.offset >> self._shift
+        last = (change.offset + change.length - 1) >> self._shift
+        if not self._marks.any(first, last) and self._preserve_at_once(first, last):
+            self._volume.births.array[first : last + 1] = self._current
+            change.apply(self._mirror)
+            return
+        self._stage(change, first, last)
+
+    def _preserve_at_once(self, first: int, last: int) -> bool:
+        """Whether the blocks may be overwritten now. Preserves them where that takes no disk, so only into memory."""
+        volume = self._volume
+        born = volume.births.array[first : last + 1]
+        if self._newest == NO_GENERATION or int(born.min()) > self._newest:
+            return True
+        targets = volume.targets(before=self._current)
+        if targets.to == NO_GENERATION:
+            return True
+        if int(born.min()) <= targets.durable_to or targets.store is None:
+            return False
+        blocks = np.flatnonzero(born <= targets.to) + first
+        if len(blocks) * volume.block_size > _AT_ONCE_MAX:
+            return False
+        data = memoryview(bytearray(len(blocks) * volume.block_size))
+        for start, end in preserver.runs(blocks):
+            view = data[start * volume.block_size : end * volume.block_size]
+            if not self._mirror.try_read_into(int(blocks[start]) * volume.block_size, view):
+                return False
+        born_then = born[blocks - first]
+        images = PreImages(volume.incarnation, volume.block_size, blocks, born_then, targets.to, self._current, data)
+        try:
+            addresses = targets.store.preserve(images)
+        except (StoreFull, DeviceError):
+            return False  # staged: the commit meets the same trouble and makes room
+        try:
+            volume.maps[targets.to].put_many(blocks, addresses, born_then)
+        except OSError:
+            return False
+        return True
+
+    def _stage(self, change: Change, first: int, last: int) -> None:
+        if not self.staged_bytes and self._on_staged is not None:
+            self._on_staged()
+        data = bytes(change.data) if change.data is not None else None
+        self._open.add(change._replace(data=data))
+        self._marks.set(first, last, self._open.mark)
+
+    @property
+    def staged_bytes(self) -> int:
+        """Memory held by changes that wait for a commit; 0 when nothing waits."""
+        return self._closing_size + self._open.size
+
+    @property
+    def wants_commit(self) -> bool:
+        """The bound of staged memory is reached: take nothing more before `await commit()`."""
+        return self.staged_bytes >= self._stage_size_max
+
+    async def commit(self) -> None:
+        """Preserve and apply everything staged before this call. The mirror is not flushed. Raises DeviceError."""
+        if not self.staged_bytes:
+            return
+        await self._uninterrupted(self._commit())
+
+    async def flush(self) -> None:
+        """Everything given before this call is on the mirror and durable. Calls that wait share one flush.
+
+        Raises DeviceError.
+        """
+        await self.commit()
+        self._check_usable()
+        await self._run(self._mirror.flush)
+
+    def read(self, offset: int, length: int) -> bytes:
+        """The newest content, staged changes included. May wait for the disk. Raises OutOfRange, DeviceError."""
+        check_range(offset=offset, length=length, size=self._volume.size)
+        buffer = bytearray(length)
+        self._mirror.read_into(offset, memoryview(buffer))
+        overlay((*self._closing, self._open), offset, buffer)
+        return bytes(buffer)
+
+    async def _commit(self) -> None:
+        async with self._lock:
+            self._check_usable()
+            self._close_stage()
+            for stage in tuple(self._closing):
+                await self._commit_stage(stage)
+
+    def _close_stage(self) -> None:
+        """Changes from now on go to a new stage."""
+        if not self._open.changes:
+            self._open.epoch = self._current
+            return
+        self._closing.append(self._open)
+        self._closing_size += self._open.size
+        self._open = Stage(epoch=self._current, mark=self._open.mark % MARK_MAX + 1)
+
+    async def _commit_stage(self, stage: Stage) -> None:
+        volume = self._volume
+        while True:
+            targets = volume.targets(before=stage.epoch)
+            try:
+                failure = await self._run(functools.partial(preserver.carry_out, volume, stage, targets))
+            except DeviceError as error:
+                self._failed = error
+                self._refresh()
+                raise
+            if failure is None:
+                break
+            await self._make_room(failure)
+        self._closing.popleft()
+        self._closing_size -= stage.size
+        for change in stage.changes:
+            first = change.offset >> self._shift
+            self._marks.clear(first, (change.offset + change.length - 1) >> self._shift, stage.mark)
+
+    async def _make_room(self, failure: Failure) -> None:
+        """End the snapshots that stand in the way. The mirror goes on whatever it takes."""
+        for generation in self._victims(failure):
+            await self._invalidate(generation, failure.reason)
+
+    def _victims(self, failure: Failure) -> Sequence[int]:
+        live = self._volume.live
+        store = failure.store
+        if store is None or failure.trouble is Trouble.MIRROR_UNREADABLE:
+            return live[:1] if failure.trouble is Trouble.MAP_FULL else live
+        using = [generation for generation in live if self._may_use(generation, store)]
+        return using[:1] if failure.trouble is Trouble.STORE_FULL else using
+
+    def _may_use(self, generation: int, store: PreservationStore) -> bool:
+        """Whether blocks that this live snapshot sees may be in the store."""
+        if not store.durable:
+            return self._volume.store_of(generation) is store
+        return generation <= self._volume.catalog.state.stores.get(str(store.uuid), NO_GENERATION) or (
+            self._volume.store_of(generation) is store
+        )
+
+    async def _invalidate(self, generation: int, reason: str) -> None:
+        if generation not in self._volume.live:
+            return
+        retirement = Retirement(self._volume, generation, run=self._run)
+        await retirement.invalidate(reason)
+        self._refresh()
+        for victim in retirement.victims:
+            await self._invalidate(victim, "no space for the association map")
+
+    # -- plumbing
+
+    def _refresh(self) -> None:
+        """Take over what the hot path keeps at hand. Needed after every change of `live`, `current` or the size."""
+        volume = self._volume
+        self._births = volume.births.scalars
+        self._mark_bytes = self._marks.scalars
+        self._current = volume.current
+        self._newest = _NOTHING_PASSES if self._failed else volume.live[-1] if volume.live else NO_GENERATION
+
+    def _check_usable(self) -> None:
+        if self._failed is not None:
+            raise DeviceError(f"volume {self._volume.name}: its mirror failed: {self._failed}", self._failed.errno)
+
+    async def _run(self, function: Callable[[], T]) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._executor, function)
+
+    async def _uninterrupted(self, work: Coroutine[Any, Any, T]) -> T:
+        """Do the work to its end even if the caller is cancelled: a thread may be in the middle of it."""
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._done)
+        return await asyncio.shield(task)
+
+    def _done(self, task: asyncio.Task[Any]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled():
+            task.exception()  # its caller may be gone; what went wrong is in `_failed` or was logged by nobody's need
