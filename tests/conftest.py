@@ -4,6 +4,8 @@ from collections.abc import Generator
 
 import pytest
 
+from tests.support.cluster import local_cluster as local_cluster
+from tests.support.cluster import own_cluster as own_cluster
 from tests.support.requirements import MARKERS, REQUIRE_ALL_VARIABLE, everything_is_required, what_is_missing
 
 

@@ -1,0 +1,108 @@
+"""Calls to the nodes of a cluster. A call that fails raises the StillpointError that the node reported.
+
+Each node's connection is opened when first used, so a command talks to a dead node only if it needs it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from types import TracebackType
+from typing import Any, TypeVar
+
+import grpc
+from google.protobuf.message import Message
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from ..config import Address
+from ..errors import PeerUnavailable, StillpointError
+from ..wire.channel import open_channel
+from ..wire.status import from_rpc_error
+from ..wire.v1 import backup_pb2_grpc, export_pb2_grpc, primary_pb2_grpc, standby_pb2_grpc
+from .cluster import Cluster
+
+M = TypeVar("M", bound=Message)
+
+# Long enough for a node that flushes a slow disk first, short enough for an operator who waits at a frozen one.
+CALL_TIMEOUT_S = 30.0
+STATUS_TIMEOUT_S = 5.0
+
+
+class Node:
+    """One gRPC endpoint: `call` for one answer, `stream` for many."""
+
+    def __init__(self, name: str, address: Address, make_stub: Any) -> None:
+        self.name = name
+        self.address = address
+        self.channel = open_channel(address)
+        self._stub = make_stub(self.channel)
+
+    async def call(self, method: str, request: Message, answer: type[M], *, timeout_s: float = CALL_TIMEOUT_S) -> M:
+        try:
+            response = await getattr(self._stub, method)(request, timeout=timeout_s)
+        except grpc.RpcError as error:
+            raise self.translate(error) from None
+        assert isinstance(response, answer)
+        return response
+
+    async def stream(self, method: str, request: Message, answer: type[M]) -> AsyncIterator[M]:
+        """The answers one after the other, without a time limit: keepalive notices a peer that is gone."""
+        try:
+            async for response in getattr(self._stub, method)(request):
+                assert isinstance(response, answer)
+                yield response
+        except grpc.RpcError as error:
+            raise self.translate(error) from None
+
+    def translate(self, error: grpc.RpcError) -> StillpointError:
+        translated = from_rpc_error(error, peer=f"{self.name} ({self.address})")
+        if isinstance(translated, PeerUnavailable):
+            return PeerUnavailable(f"{translated}; is it running? `standbyctl status` shows what is")
+        return translated
+
+    async def is_serving(self, *, timeout_s: float = 1.0) -> bool:
+        """What the node's health service says; False when it does not answer."""
+        stub = health_pb2_grpc.HealthStub(self.channel)
+        try:
+            response = await stub.Check(health_pb2.HealthCheckRequest(), timeout=timeout_s)
+        except grpc.RpcError:
+            return False
+        return bool(response.status == health_pb2.HealthCheckResponse.SERVING)
+
+
+class Nodes:
+    """The nodes of one cluster: `async with Nodes(cluster) as nodes`."""
+
+    def __init__(self, cluster: Cluster) -> None:
+        self.cluster = cluster
+        self._open: dict[str, Node] = {}
+
+    async def __aenter__(self) -> Nodes:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for node in self._open.values():
+            await node.channel.close()
+        self._open.clear()
+
+    @property
+    def primary(self) -> Node:
+        return self._node("primary", self.cluster.primary.grpc, primary_pb2_grpc.PrimaryServiceStub)
+
+    @property
+    def standby(self) -> Node:
+        return self._node("standby", self.cluster.standby.grpc, standby_pb2_grpc.StandbyServiceStub)
+
+    @property
+    def export(self) -> Node:
+        return self._node("standby's export", self.cluster.standby.export_grpc, export_pb2_grpc.ExportServiceStub)
+
+    @property
+    def backup(self) -> Node:
+        return self._node("backup node", self.cluster.backup.grpc, backup_pb2_grpc.BackupServiceStub)
+
+    def _node(self, name: str, address: Address, make_stub: Any) -> Node:
+        if name not in self._open:
+            self._open[name] = Node(name, address, make_stub)
+        return self._open[name]

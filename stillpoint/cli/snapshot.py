@@ -1,0 +1,196 @@
+"""standbyctl snapshot: points in a volume's write stream, kept on the standby."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from ..config import format_size
+from ..wire.v1 import common_pb2, standby_pb2
+from .command import (
+    Group,
+    Invocation,
+    SnapshotId,
+    asynchronous,
+    confirm,
+    pass_invocation,
+    snapshot_identity,
+    yes_option,
+)
+from .nodes import Nodes
+from .output import enum_word, format_age, format_seconds, iso_time
+
+
+def state_word(state: standby_pb2.SnapshotState) -> str:
+    return enum_word(standby_pb2.SnapshotState.Name(state), "SNAPSHOT_STATE_")
+
+
+def state_cell(state: standby_pb2.SnapshotState) -> str:
+    return "active" if state == standby_pb2.SNAPSHOT_STATE_ACTIVE else state_word(state).upper()
+
+
+def snapshot_id(snapshot: standby_pb2.Snapshot) -> str:
+    return f"{snapshot.volume}@{snapshot.name}"
+
+
+def snapshot_document(snapshot: standby_pb2.Snapshot) -> dict[str, Any]:
+    document = {
+        "id": snapshot_id(snapshot),
+        "volume": snapshot.volume,
+        "name": snapshot.name,
+        "uuid": snapshot.uuid,
+        "state": state_word(snapshot.state),
+        "reason": snapshot.reason,
+        "size": snapshot.size,
+        "block_size": snapshot.block_size,
+        "created": iso_time(snapshot.created_ns),
+        "created_ns": snapshot.created_ns,
+        "generation": snapshot.generation,
+        "store": snapshot.store,
+        "preserved_blocks": snapshot.preserved_blocks,
+        "preserved_bytes": snapshot.preserved_bytes,
+        "in_sync": snapshot.in_sync,
+    }
+    if snapshot.create_duration_ns:
+        document["create_duration_ns"] = snapshot.create_duration_ns
+    return document
+
+
+async def create_snapshots(
+    nodes: Nodes, volumes: tuple[str, ...], *, name: str = "", store: str = ""
+) -> list[standby_pb2.Snapshot]:
+    request = standby_pb2.CreateSnapshotRequest(volumes=volumes, name=name, store=store)
+    answer = await nodes.standby.call("CreateSnapshot", request, standby_pb2.SnapshotList)
+    return list(answer.snapshots)
+
+
+async def get_snapshot(nodes: Nodes, identity: SnapshotId) -> standby_pb2.Snapshot:
+    request = standby_pb2.SnapshotName(volume=identity.volume, name=identity.name)
+    return await nodes.standby.call("GetSnapshot", request, standby_pb2.Snapshot)
+
+
+@click.group(cls=Group)
+def snapshot() -> None:
+    """Snapshots of volumes.
+
+    A snapshot is a point in a volume's write stream, kept on the standby and served there over NBD as VOLUME@NAME.
+    It is not a backup: it lives and dies with the standby. `standbyctl backup run` makes one.
+    """
+
+
+@snapshot.command()
+@click.argument("volumes", metavar="VOLUME...", nargs=-1, required=True)
+@click.option("--name", help="One name for all of them. [default: made from the time]")
+@click.option("--store", help="Where old blocks are kept. [default: the standby's own]")
+@pass_invocation
+@asynchronous
+async def create(invocation: Invocation, volumes: tuple[str, ...], name: str | None, store: str | None) -> None:
+    """Take a snapshot; of several volumes, all at one and the same instant.
+
+    \b
+    Example: standbyctl snapshot create vol1 --name before-upgrade
+             standbyctl snapshot create db-data db-log --name nightly
+    """
+    async with invocation.nodes() as nodes:
+        made = await create_snapshots(nodes, volumes, name=name or "", store=store or "")
+        address = nodes.cluster.standby.nbd
+    if invocation.output.as_json:
+        documents = [snapshot_document(each) for each in made]
+        invocation.output.document(documents[0] if len(volumes) == 1 else {"snapshots": documents})
+        return
+    for each in made:
+        took = f" in {format_seconds(each.create_duration_ns / 1e9)}" if each.create_duration_ns else ""
+        invocation.output.line(f"snapshot {snapshot_id(each)} taken{took}; at nbd://{address}/{snapshot_id(each)}")
+        if not each.in_sync:
+            invocation.output.remark(
+                f"{each.volume} was not in sync: {snapshot_id(each)} shows what the standby had, "
+                f"which is older than the primary's volume"
+            )
+
+
+@snapshot.command("list")
+@click.argument("volume", required=False)
+@pass_invocation
+@asynchronous
+async def list_(invocation: Invocation, volume: str | None) -> None:
+    """List the snapshots, of one volume or of all.
+
+    \b
+    Example: standbyctl snapshot list vol1
+    """
+    async with invocation.nodes() as nodes:
+        request = standby_pb2.ListSnapshotsRequest(volume=volume or "")
+        answer = await nodes.standby.call("ListSnapshots", request, standby_pb2.SnapshotList)
+    snapshots = sorted(answer.snapshots, key=lambda each: (each.volume, each.created_ns))
+    if invocation.output.as_json:
+        invocation.output.document([snapshot_document(each) for each in snapshots])
+        return
+    invocation.output.table(
+        ("SNAPSHOT", "STATE", "SIZE>", "PRESERVED>", "STORE", "AGE>"),
+        [
+            (
+                snapshot_id(each),
+                state_cell(each.state),
+                format_size(each.size),
+                format_size(each.preserved_bytes),
+                each.store,
+                format_age(each.created_ns),
+            )
+            for each in snapshots
+        ],
+        empty="no snapshots; take one with `standbyctl snapshot create VOLUME`",
+    )
+
+
+@snapshot.command()
+@click.argument("identity", metavar="VOLUME@NAME", type=snapshot_identity)
+@pass_invocation
+@asynchronous
+async def show(invocation: Invocation, identity: SnapshotId) -> None:
+    """Show one snapshot.
+
+    \b
+    Example: standbyctl snapshot show vol1@before-upgrade
+    """
+    async with invocation.nodes() as nodes:
+        shown = await get_snapshot(nodes, identity)
+        uri = f"nbd://{nodes.cluster.standby.nbd}/{identity}"
+    if invocation.output.as_json:
+        invocation.output.document(snapshot_document(shown))
+        return
+    invocation.output.properties(
+        [
+            ("snapshot", str(identity)),
+            ("uuid", shown.uuid),
+            ("state", " ".join(filter(None, (state_cell(shown.state), shown.reason)))),
+            ("size", f"{format_size(shown.size)} ({shown.size} bytes)"),
+            ("block size", format_size(shown.block_size)),
+            ("address", uri),
+            ("taken", f"{iso_time(shown.created_ns)} ({format_age(shown.created_ns)} ago)"),
+            ("pair then", "in sync" if shown.in_sync else "NOT IN SYNC: older than the primary's volume"),
+            ("preserved", f"{format_size(shown.preserved_bytes)} in {shown.preserved_blocks} blocks"),
+            ("store", shown.store),
+        ]
+    )
+
+
+@snapshot.command()
+@click.argument("identity", metavar="VOLUME@NAME", type=snapshot_identity)
+@yes_option
+@pass_invocation
+@asynchronous
+async def delete(invocation: Invocation, identity: SnapshotId, yes: bool) -> None:
+    """Delete a snapshot. Other snapshots and backups of it stay as they are.
+
+    \b
+    Example: standbyctl snapshot delete vol1@before-upgrade
+    """
+    confirm(f"Delete the snapshot {identity}?", yes=yes)
+    async with invocation.nodes() as nodes:
+        request = standby_pb2.SnapshotName(volume=identity.volume, name=identity.name)
+        await nodes.standby.call("DeleteSnapshot", request, common_pb2.Empty)
+    if invocation.output.as_json:
+        invocation.output.document({"deleted": str(identity)})
+    else:
+        invocation.output.line(f"snapshot {identity} deleted")

@@ -1,0 +1,110 @@
+"""The demonstration's image and its witness, without nodes."""
+
+import asyncio
+import shutil
+from pathlib import Path
+
+import pytest
+
+from stillpoint.cli import demo_image
+from stillpoint.cli.demo_image import BLOCK_SIZE, record
+from stillpoint.cli.demo_writer import Writer, find_instant
+from tests.support.requirements import requires_tools
+
+MIB = 1024 * 1024
+
+
+class FileVolume:
+    """A volume that is a file, and that stops the writer after so many writes."""
+
+    def __init__(self, path: Path, stop: asyncio.Event, count: int) -> None:
+        self._file = path.open("r+b", buffering=0)
+        self._stop = stop
+        self._left = count
+
+    async def write(self, offset: int, data: bytes) -> None:
+        self._file.seek(offset)
+        self._file.write(data)
+        self._left -= 1
+        if not self._left:
+            self._stop.set()
+            self._file.close()
+
+
+def write_some(path: Path, slots: tuple[int, ...], count: int) -> Writer:
+    async def run() -> Writer:
+        stop = asyncio.Event()
+        writer = Writer(slots, seed=7)
+        await writer.run(FileVolume(path, stop, count), stop)
+        return writer
+
+    return asyncio.run(run())
+
+
+@pytest.fixture
+def volume(tmp_path: Path) -> tuple[Path, tuple[int, ...]]:
+    """A volume of 16 blocks, of which every second is a slot."""
+    path = tmp_path / "volume"
+    slots = tuple(range(0, 16 * BLOCK_SIZE, 2 * BLOCK_SIZE))
+    path.write_bytes(b"".join(record(0, slot) + bytes(BLOCK_SIZE) for slot in range(len(slots))))
+    return path, slots
+
+
+def test_the_instant_is_the_newest_write_the_image_shows(volume: tuple[Path, tuple[int, ...]]) -> None:
+    path, slots = volume
+    assert find_instant(path, slots) == 0
+    writer = write_some(path, slots, 50)
+    assert (writer.begun, writer.answered) == (50, 50)
+    assert find_instant(path, slots) == 50
+
+
+def test_applying_the_writes_makes_exactly_the_content_of_the_instant(
+    volume: tuple[Path, tuple[int, ...]], tmp_path: Path
+) -> None:
+    path, slots = volume
+    original = tmp_path / "original"
+    shutil.copyfile(path, original)
+    writer = write_some(path, slots, 50)
+    writer.apply(original, 50)
+    assert demo_image.first_difference(original, path) is None
+
+
+def test_a_lost_write_is_a_difference(volume: tuple[Path, tuple[int, ...]], tmp_path: Path) -> None:
+    path, slots = volume
+    original = tmp_path / "original"
+    shutil.copyfile(path, original)
+    writer = write_some(path, slots, 50)
+    lost_slot = next(slot for slot in range(len(slots)) if slot != writer.history[-1])
+    with path.open("r+b") as file:
+        file.seek(slots[lost_slot])
+        file.write(record(0, lost_slot))
+    assert find_instant(path, slots) == 50
+    writer.apply(original, 50)
+    difference = demo_image.first_difference(original, path)
+    assert difference is not None and slots[lost_slot] <= difference < slots[lost_slot] + BLOCK_SIZE
+
+
+def test_a_shorter_file_differs_where_it_ends(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(b"12345")
+    (tmp_path / "b").write_bytes(b"123")
+    assert demo_image.first_difference(tmp_path / "a", tmp_path / "b") == 3
+
+
+@requires_tools("mke2fs", "e2fsck", "debugfs")
+def test_the_image_stays_a_clean_filesystem_whatever_the_writer_did(tmp_path: Path) -> None:
+    image = demo_image.make_image(tmp_path / "image", tmp_path / "staging", 64 * MIB)
+    assert image.path.stat().st_size == 64 * MIB
+    assert image.file_count > 0 and len(image.slots) == 64 * MIB // 8 // BLOCK_SIZE
+    assert not (tmp_path / "staging").exists()
+    write_some(image.path, image.slots, 500)
+    assert demo_image.check_filesystem(image.path) is None
+    assert demo_image.read_back(image, image.path, tmp_path / "file")
+
+
+@requires_tools("mke2fs", "e2fsck", "debugfs")
+def test_damage_to_the_filesystem_is_found(tmp_path: Path) -> None:
+    image = demo_image.make_image(tmp_path / "image", tmp_path / "staging", 64 * MIB)
+    with image.path.open("r+b") as file:
+        file.seek(BLOCK_SIZE)
+        file.write(b"\xff" * 64 * BLOCK_SIZE)
+    assert demo_image.check_filesystem(image.path) is not None
