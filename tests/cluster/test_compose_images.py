@@ -55,7 +55,8 @@ class Operator:
 def cluster(image: str) -> Iterator[ContainerCluster]:
     with container_cluster(image) as nodes:
         addresses = [f"127.0.0.1:{nodes.published_port(node, ports['grpc'])}" for node, ports in PORTS.items()]
-        _wait_for("the nodes to serve", lambda: not any(map(what_is_wrong, addresses)))
+        with nodes.logs_on_failure():
+            _wait_for("the nodes to serve", lambda: not any(map(what_is_wrong, addresses)))
         yield nodes
 
 
@@ -67,7 +68,8 @@ def test_three_containers_mirror_snapshot_back_up_and_restore(cluster: Container
         primary_nbd=f"nbd://127.0.0.1:{cluster.published_port('primary', 10809)}",
         standby_nbd=f"nbd://127.0.0.1:{cluster.published_port('standby', 10810)}",
     )
-    _do_the_main_job(operator, tmp_path)
+    with cluster.logs_on_failure():
+        _do_the_main_job(operator, tmp_path)
 
 
 def test_backup_node_reaches_the_standby_and_never_the_primary(cluster: ContainerCluster) -> None:

@@ -75,12 +75,16 @@ class ContainerCluster:
         container.reload()
         return [network["IPAddress"] for network in container.attrs["NetworkSettings"]["Networks"].values()]
 
-    def logs(self) -> str:
-        parts = []
-        for node, container in self.nodes.items():
-            output, errors = container.get_logs()
-            parts.append(f"--- {node}\n{(output + errors).decode(errors='replace')}")
-        return "\n".join(parts)
+    @contextlib.contextmanager
+    def logs_on_failure(self) -> Iterator[None]:
+        """Print what the nodes logged when the body fails: a failed test shows what was printed."""
+        try:
+            yield
+        except BaseException:
+            for node, container in self.nodes.items():
+                output, errors = container.get_logs()
+                print(f"--- {node}\n{(output + errors).decode(errors='replace')}")
+            raise
 
 
 @contextlib.contextmanager
@@ -91,12 +95,7 @@ def container_cluster(image: str) -> Iterator[ContainerCluster]:
             for name in ("front", "datalink", "backup")
         }
         nodes = {node: stack.enter_context(_container(node, image, networks)) for node in PORTS}
-        cluster = ContainerCluster(nodes)
-        try:
-            yield cluster
-        except BaseException:
-            print(cluster.logs())
-            raise
+        yield ContainerCluster(nodes)
 
 
 @contextlib.contextmanager
