@@ -1,0 +1,258 @@
+"""The NBD server: accepts connections, leads each through its handshake, and ends them in order.
+
+Invariants
+- At most `connection_max` connections; one more is closed at once, so that a client is told rather than kept waiting.
+- A handshake ends within `handshake_timeout_s`, or the connection does.
+- An export is told `closed` once per `opened`, when none of that connection's requests runs any more: after `drop`
+  or `stop` returned True its device may be closed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import socket
+from collections.abc import Callable, Collection, Iterable, Mapping
+from concurrent.futures import Executor
+from typing import Final
+
+from ..channel import Channel
+from ..errors import ProtocolError
+from .budget import Budget
+from .export import Export
+from .session import ServerSession, State
+from .transmission import Transmission
+
+_log = logging.getLogger(__name__)
+
+HANDSHAKE_TIMEOUT_S: Final = 10.0
+CONNECTION_MAX: Final = 64
+BUDGET_SIZE: Final = 64 << 20
+
+_RECEIVE_SIZE: Final = 256 * 1024
+# Answers a client may leave unread before its requests wait.
+_SEND_LIMIT: Final = 1 << 20
+_ACCEPT_TURNS: Final = 16
+_ACCEPT_RETRY_S: Final = 0.5
+
+
+class NbdServer:
+    """Serves the exports of a directory, which may gain and lose entries at any time, on listening sockets.
+
+    executor: where reads that must wait run; it outlives the server.
+    budget: the bound on payloads and large answers in flight; servers of one process may share one.
+    """
+
+    def __init__(
+        self,
+        exports: Mapping[str, Export],
+        executor: Executor,
+        *,
+        budget: Budget | None = None,
+        connection_max: int = CONNECTION_MAX,
+        handshake_timeout_s: float = HANDSHAKE_TIMEOUT_S,
+    ) -> None:
+        self._exports = exports
+        self._executor = executor
+        self._budget = budget or Budget(BUDGET_SIZE)
+        self._connection_max = connection_max
+        self._handshake_timeout_s = handshake_timeout_s
+        self._listeners: list[socket.socket] = []
+        self._connections: set[_Connection] = set()
+
+    @property
+    def connection_count(self) -> int:
+        return len(self._connections)
+
+    def listen(self, listeners: Iterable[socket.socket]) -> None:
+        """Serve these listening sockets, which the server owns from here, until `stop`. Call on the loop."""
+        loop = asyncio.get_running_loop()
+        for listener in listeners:
+            listener.setblocking(False)
+            self._listeners.append(listener)
+            loop.add_reader(listener.fileno(), self._accept, listener)
+
+    def _accept(self, listener: socket.socket) -> None:
+        for _ in range(_ACCEPT_TURNS):
+            try:
+                sock, _ = listener.accept()
+            except (BlockingIOError, InterruptedError, ConnectionAbortedError):
+                return
+            except OSError as error:
+                # Out of descriptors, most likely: the waiting client would wake us again and again.
+                _log.warning("cannot accept an NBD connection: %s", error.strerror)
+                self._pause_listener(listener)
+                return
+            if len(self._connections) >= self._connection_max:
+                _log.warning("an NBD connection was refused: %d are open", len(self._connections))
+                sock.close()
+                continue
+            self.serve(sock)
+
+    def _pause_listener(self, listener: socket.socket) -> None:
+        loop = asyncio.get_running_loop()
+        loop.remove_reader(listener.fileno())
+
+        def resume() -> None:
+            if listener in self._listeners:
+                loop.add_reader(listener.fileno(), self._accept, listener)
+
+        loop.call_later(_ACCEPT_RETRY_S, resume)
+
+    def serve(self, sock: socket.socket) -> None:
+        """Serve one connected socket, which the server owns from here."""
+        if sock.family != socket.AF_UNIX:
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        connection = _Connection(
+            sock,
+            ServerSession(self._exports),
+            budget=self._budget,
+            executor=self._executor,
+            gone=self._connections.discard,
+        )
+        self._connections.add(connection)
+        connection.start(self._handshake_timeout_s)
+
+    async def drop(self, export: Export, *, timeout_s: float = 5.0) -> bool:
+        """Close the connections to `export`, which its owner has taken out of the directory.
+
+        Requests in flight are answered within the limit, else cut off. True: none of them runs any more. False: a
+        thread is still busy with the device.
+        """
+        return await _end([c for c in self._connections if c.export is export], timeout_s)
+
+    async def stop(self, *, timeout_s: float = 5.0) -> bool:
+        """Listen no more, and close every connection as `drop` does."""
+        loop = asyncio.get_running_loop()
+        for listener in self._listeners:
+            loop.remove_reader(listener.fileno())
+            listener.close()
+        self._listeners.clear()
+        return await _end(list(self._connections), timeout_s)
+
+
+async def _end(connections: Collection[_Connection], timeout_s: float) -> bool:
+    for connection in connections:
+        connection.stop()
+    if await _all_gone(connections, timeout_s):
+        return True
+    for connection in connections:
+        connection.abort()
+    return await _all_gone(connections, timeout_s)
+
+
+async def _all_gone(connections: Collection[_Connection], timeout_s: float) -> bool:
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(timeout_s):
+            for connection in connections:
+                await connection.gone.wait()
+    return all(connection.gone.is_set() for connection in connections)
+
+
+class _Connection:
+    """One client, from accept to the end: a channel, and whoever has the say, the session or the transmission."""
+
+    def __init__(
+        self,
+        sock: socket.socket,
+        session: ServerSession,
+        *,
+        budget: Budget,
+        executor: Executor,
+        gone: Callable[[_Connection], None],
+    ) -> None:
+        self.gone = asyncio.Event()
+        self.export: Export | None = None
+        self._forget = gone
+        self._session = session
+        self._transmission: Transmission | None = None
+        self._budget = budget
+        self._executor = executor
+        self._channel = Channel(sock, self, receive_size=_RECEIVE_SIZE, send_limit=_SEND_LIMIT)
+        self._timer: asyncio.TimerHandle | None = None
+
+    def start(self, handshake_timeout_s: float) -> None:
+        self._timer = asyncio.get_running_loop().call_later(handshake_timeout_s, self._handshake_too_long)
+        self._send_session_output()
+        self._channel.start()
+
+    def received(self, data: memoryview) -> int:
+        if self._transmission is not None:
+            return self._transmission.received(data)
+        position = 0
+        while position < len(data) and not self._channel.congested:
+            consumed = self._session.receive(data[position:])
+            if not consumed:
+                return position
+            position += consumed
+            self._send_session_output()
+            if self._session.state is State.ENDED:
+                self._channel.close()
+                return len(data)
+            if self._session.state is State.TRANSMISSION:
+                return position + self._begin_transmission().received(data[position:])
+        if self._channel.congested:
+            self._channel.pause_reading()
+        return position
+
+    def _send_session_output(self) -> None:
+        if output := self._session.output():
+            self._channel.send_owned(output)
+            self._channel.flush()
+
+    def _begin_transmission(self) -> Transmission:
+        self._cancel_timer()
+        agreement = self._session.agreement
+        assert agreement is not None
+        self.export = agreement.export
+        self.export.opened()
+        self._transmission = Transmission(
+            self._channel, agreement, budget=self._budget, executor=self._executor, idle=self._all_answered
+        )
+        return self._transmission
+
+    def drained(self) -> None:
+        if self._transmission is not None:
+            self._transmission.drained()
+        else:
+            self._channel.resume_reading()
+
+    def closed(self, error: Exception | None) -> None:
+        if isinstance(error, ProtocolError):
+            _log.warning("an NBD connection was closed: %s", error)
+        elif error is not None and not isinstance(error, OSError):
+            _log.error("an NBD connection failed: %s", error, exc_info=error)
+        self._cancel_timer()
+        if self._transmission is not None:
+            self._transmission.ended()
+        else:
+            self._leave()
+
+    def _all_answered(self) -> None:
+        assert self.export is not None
+        self.export.closed()
+        self._leave()
+
+    def _leave(self) -> None:
+        self.gone.set()
+        self._forget(self)
+
+    def stop(self) -> None:
+        if self._transmission is not None:
+            self._transmission.stop()
+        else:
+            self._channel.close()
+
+    def abort(self) -> None:
+        self._channel.abort()
+
+    def _handshake_too_long(self) -> None:
+        self._timer = None
+        self._channel.abort(ProtocolError("the handshake took too long"))
+
+    def _cancel_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None

@@ -1,0 +1,256 @@
+"""The server's side of the NBD handshake: bytes of options in, bytes of answers out. No I/O.
+
+Invariants
+- What may be asked when is the table `_OPTIONS`; an option that has no entry in the present state is answered and
+  changes nothing.
+- An export is found by looking its name up in the directory. A name is never a path, and never echoed.
+- After a ProtocolError, or in ENDED, nothing more is read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from enum import Enum, auto
+from typing import Final
+
+from ..errors import ProtocolError
+from .codec import (
+    BadOption,
+    BlockSizeInfo,
+    ExportInfo,
+    ExportNameReply,
+    GoRequest,
+    Greeting,
+    MetaContext,
+    MetaContextRequest,
+    OptionReply,
+    OptionRequest,
+    ServerEntry,
+    TextInfo,
+    decode_client_flags,
+    decode_option,
+    parse_export_name,
+)
+from .constants import ExportFlag, HandshakeFlag, Info, Option, OptionReplyKind
+from .contexts import CONTEXTS
+from .export import Export
+
+_HANDSHAKE_FLAGS: Final = HandshakeFlag.FIXED_NEWSTYLE | HandshakeFlag.NO_ZEROES
+_OPTION_COUNT_MAX: Final = 256
+
+
+class State(Enum):
+    CLIENT_FLAGS = auto()
+    PLAIN = auto()
+    """Options, before structured replies were agreed."""
+    STRUCTURED = auto()
+    """Options, with structured replies."""
+    TRANSMISSION = auto()
+    """An export was chosen; what follows are requests."""
+    ENDED = auto()
+    """The client gave up; the connection is to be closed once the answers are sent."""
+
+
+@dataclass(frozen=True, slots=True)
+class Agreement:
+    """What both sides settled on."""
+
+    export: Export
+    structured: bool
+    contexts: tuple[MetaContext, ...]
+
+
+class ServerSession:
+    """One client's handshake. Send `output` after each `receive`; in state TRANSMISSION see `agreement`."""
+
+    def __init__(self, exports: Mapping[str, Export]) -> None:
+        self.state = State.CLIENT_FLAGS
+        self.agreement: Agreement | None = None
+        self._exports = exports
+        self._zeroes = True
+        self._option_count = 0
+        self._contexts_of: str | None = None
+        self._contexts: tuple[MetaContext, ...] = ()
+        self._output = bytearray(Greeting(_HANDSHAKE_FLAGS).encode())
+
+    def output(self) -> bytes:
+        """The bytes to send now; they are handed out once."""
+        output = bytes(self._output)
+        self._output.clear()
+        return output
+
+    def receive(self, data: memoryview) -> int:
+        """Take one message from the start of `data`; returns its size, 0 when it is not complete.
+
+        Raises ProtocolError when the client is to be cut off.
+        """
+        if self.state is State.CLIENT_FLAGS:
+            return self._receive_flags(data)
+        if self.state not in _OPTIONS:
+            return 0
+        decoded = decode_option(data)
+        if decoded is None:
+            return 0
+        request, size = decoded
+        self._option_count += 1
+        if self._option_count > _OPTION_COUNT_MAX:
+            raise ProtocolError(f"more than {_OPTION_COUNT_MAX} options")
+        self._handle(request)
+        return size
+
+    def _receive_flags(self, data: memoryview) -> int:
+        decoded = decode_client_flags(data)
+        if decoded is None:
+            return 0
+        client, size = decoded
+        if client.flags & ~_HANDSHAKE_FLAGS or not client.flags & HandshakeFlag.FIXED_NEWSTYLE:
+            raise ProtocolError(f"client flags {client.flags:#x} are not those of fixed newstyle")
+        self._zeroes = not client.flags & HandshakeFlag.NO_ZEROES
+        self.state = State.PLAIN
+        return size
+
+    def _handle(self, request: OptionRequest) -> None:
+        handler = _OPTIONS[self.state].get(request.code)
+        if handler is None:
+            self._reply(request, OptionReplyKind.ERR_UNSUP, b"unknown option")
+            return
+        try:
+            handler(self, request)
+        except BadOption as error:
+            self._reply(request, OptionReplyKind.ERR_INVALID, f"the option {error}".encode())
+
+    def _reply(self, request: OptionRequest, kind: OptionReplyKind, payload: bytes = b"") -> None:
+        self._output += OptionReply(request.code, kind, payload).encode()
+
+    def _abort(self, request: OptionRequest) -> None:
+        self._reply(request, OptionReplyKind.ACK)
+        self.state = State.ENDED
+
+    def _list(self, request: OptionRequest) -> None:
+        _expect_no_payload(request)
+        for name, export in self._exports.items():
+            self._reply(request, OptionReplyKind.SERVER, ServerEntry(name, export.description).encode())
+        self._reply(request, OptionReplyKind.ACK)
+
+    def _structured_reply(self, request: OptionRequest) -> None:
+        _expect_no_payload(request)
+        self.state = State.STRUCTURED
+        self._reply(request, OptionReplyKind.ACK)
+
+    def _info(self, request: OptionRequest) -> None:
+        self._describe(request, GoRequest.parse(request.payload))
+
+    def _go(self, request: OptionRequest) -> None:
+        go = GoRequest.parse(request.payload)
+        if self._describe(request, go):
+            self._begin(go.name)
+
+    def _describe(self, request: OptionRequest, go: GoRequest) -> bool:
+        export = self._exports.get(go.name)
+        if export is None:
+            self._reply(request, OptionReplyKind.ERR_UNKNOWN, b"there is no such export")
+            return False
+        infos = [ExportInfo(export.size, self._flags(export)).encode()]
+        if Info.NAME in go.infos:
+            infos.append(TextInfo(Info.NAME, go.name).encode())
+        if Info.DESCRIPTION in go.infos and export.description:
+            infos.append(TextInfo(Info.DESCRIPTION, export.description).encode())
+        if Info.BLOCK_SIZE in go.infos:
+            sizes = BlockSizeInfo(export.minimum_block, export.preferred_block, export.maximum_request)
+            infos.append(sizes.encode())
+        for info in infos:
+            self._reply(request, OptionReplyKind.INFO, info)
+        self._reply(request, OptionReplyKind.ACK)
+        return True
+
+    def _export_name(self, request: OptionRequest) -> None:
+        try:
+            name = parse_export_name(request.payload)
+        except BadOption as error:
+            # This option has no error reply.
+            raise ProtocolError(f"an export name that {error}") from error
+        export = self._exports.get(name)
+        if export is None:
+            raise ProtocolError("EXPORT_NAME of an export that does not exist")
+        self._output += ExportNameReply(export.size, self._flags(export)).encode(zeroes=self._zeroes)
+        self._begin(name)
+
+    def _begin(self, name: str) -> None:
+        contexts = self._contexts if self._contexts_of == name else ()
+        self.agreement = Agreement(self._exports[name], self.state is State.STRUCTURED, contexts)
+        self.state = State.TRANSMISSION
+
+    def _list_contexts(self, request: OptionRequest) -> None:
+        query = MetaContextRequest.parse(request.payload)
+        wanted = [name for name in CONTEXTS if not query.queries or _matches(name, query.queries)]
+        self._answer_contexts(request, query, [MetaContext(0, name) for name in wanted])
+
+    def _set_contexts(self, request: OptionRequest) -> None:
+        self._contexts_of, self._contexts = None, ()
+        query = MetaContextRequest.parse(request.payload)
+        chosen = [MetaContext(number, name) for number, name in enumerate(CONTEXTS, 1) if name in query.queries]
+        if self._answer_contexts(request, query, chosen):
+            self._contexts_of, self._contexts = query.name, tuple(chosen)
+
+    def _answer_contexts(self, request: OptionRequest, query: MetaContextRequest, contexts: list[MetaContext]) -> bool:
+        if query.name not in self._exports:
+            self._reply(request, OptionReplyKind.ERR_UNKNOWN, b"there is no such export")
+            return False
+        for context in contexts:
+            self._reply(request, OptionReplyKind.META_CONTEXT, context.encode())
+        self._reply(request, OptionReplyKind.ACK)
+        return True
+
+    def _contexts_too_early(self, request: OptionRequest) -> None:
+        raise BadOption("needs structured replies first")
+
+    def _flags(self, export: Export) -> int:
+        flags = ExportFlag.HAS_FLAGS | ExportFlag.SEND_FLUSH | ExportFlag.SEND_CACHE
+        if export.read_only:
+            flags |= ExportFlag.READ_ONLY
+        else:
+            flags |= ExportFlag.SEND_FUA | ExportFlag.SEND_TRIM | ExportFlag.SEND_WRITE_ZEROES
+        if export.rotational:
+            flags |= ExportFlag.ROTATIONAL
+        if export.multi_conn:
+            flags |= ExportFlag.CAN_MULTI_CONN
+        if self.state is State.STRUCTURED:
+            flags |= ExportFlag.SEND_DF
+        return flags
+
+
+_Handler = Callable[[ServerSession, OptionRequest], None]
+
+# STARTTLS has no entry yet, so it is answered UNSUP like any option we do not know. It will be a state of its own
+# before PLAIN, which starts again with nothing agreed.
+_ALWAYS: Final[dict[int, _Handler]] = {
+    Option.EXPORT_NAME: ServerSession._export_name,
+    Option.ABORT: ServerSession._abort,
+    Option.LIST: ServerSession._list,
+    Option.INFO: ServerSession._info,
+    Option.GO: ServerSession._go,
+    Option.STRUCTURED_REPLY: ServerSession._structured_reply,
+}
+_OPTIONS: Final[dict[State, dict[int, _Handler]]] = {
+    State.PLAIN: _ALWAYS
+    | {
+        Option.LIST_META_CONTEXT: ServerSession._contexts_too_early,
+        Option.SET_META_CONTEXT: ServerSession._contexts_too_early,
+    },
+    State.STRUCTURED: _ALWAYS
+    | {
+        Option.LIST_META_CONTEXT: ServerSession._list_contexts,
+        Option.SET_META_CONTEXT: ServerSession._set_contexts,
+    },
+}
+
+
+def _expect_no_payload(request: OptionRequest) -> None:
+    if request.payload:
+        raise BadOption("takes no payload")
+
+
+def _matches(name: str, queries: tuple[str, ...]) -> bool:
+    """A query is a context's name, or a namespace with its colon, which stands for all its contexts."""
+    return name in queries or name[: name.index(":") + 1] in queries
