@@ -163,7 +163,7 @@ class DirtyMap:
 
     def next_dirty(self, from_offset: int, *, limit: int) -> Extent | None:
         """The first dirty run at or after `from_offset`, at most `limit` bytes of it (both whole chunks)."""
-        at = from_offset >> CHUNK_SHIFT
+        at = (from_offset + CHUNK_SIZE - 1) >> CHUNK_SHIFT
         while at < self._count:
             found = np.flatnonzero(self._array[at : at + _SCAN] == _DIRTY)
             if len(found):

@@ -1,0 +1,49 @@
+"""`python -m standby --config FILE.yaml`: the standby's main process."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import sys
+
+from stillpoint.runtime import lock_state_dir, run_node, serve_grpc
+
+from .config import StandbyConfig
+from .node import StandbyNode
+from .service import SERVICE_NAME, StandbyService
+
+logger = logging.getLogger(__name__)
+
+
+async def serve(config: StandbyConfig, stop: asyncio.Event) -> None:
+    """Until `stop` is set."""
+    lock = lock_state_dir(config.state_dir)
+    try:
+        node = StandbyNode(config)
+        grpc_server = None
+        try:
+            await node.start()
+            grpc_server = await serve_grpc(config.listen.grpc, StandbyService(node).add_to, [SERVICE_NAME])
+            logger.info("serving", extra={"grpc": grpc_server.address, "data_link_port": node.data_link_port})
+            await stop.wait()
+            logger.info("stopping")
+        finally:
+            if grpc_server is not None:
+                await grpc_server.stop()
+            await node.stop()
+    finally:
+        os.close(lock)
+
+
+def main() -> int:
+    return run_node(
+        "standby",
+        StandbyConfig,
+        serve,
+        description="Hold the mirrors of a primary's volumes, and take and export snapshots of them.",
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,163 @@
+"""The export process: serves snapshots over NBD and gRPC, and never touches a mirrored write.
+
+It opens mirrors, stores and maps read-only. It ends when the main process does. `export_supervisor` starts it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import logging
+import os
+import socket
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import grpc
+
+from stillpoint import log
+from stillpoint.config import Address
+from stillpoint.errors import NotFound, StillpointError
+from stillpoint.nbd.budget import Budget
+from stillpoint.nbd.export import DeviceExport
+from stillpoint.nbd.listen import listen_tcp
+from stillpoint.nbd.server import NbdServer
+from stillpoint.runtime import GrpcServer, run_until_stopped, serve_grpc
+
+from .cow import VirtualDevice, open_virtual_device
+from .export_control import ControlSocket
+from .export_service import SERVICE_NAME, ExportService
+
+logger = logging.getLogger(__name__)
+
+_THREADS = 8
+_BUDGET_BYTES = 48 << 20
+
+
+class Exported:
+    """One snapshot that is served."""
+
+    def __init__(self, description: dict[str, Any], snapshot: dict[str, Any], executor: ThreadPoolExecutor) -> None:
+        self.description = description
+        self.snapshot = snapshot
+        self.uuid: str = snapshot["uuid"]
+        self.device: VirtualDevice = open_virtual_device(description, snapshot["name"])
+        self.executor = executor
+        self.nbd = DeviceExport(f"{description['volume']}@{snapshot['name']}", self.device, executor, read_only=True)
+        self.streams = 0
+
+
+class ExportNode:
+    """Everything runs on the loop, reads that must wait for a disk in threads."""
+
+    def __init__(self) -> None:
+        self.executor = ThreadPoolExecutor(_THREADS, thread_name_prefix="read")
+        self.exported: dict[str, Exported] = {}
+        self.read_bytes = 0
+        self._directory: dict[str, DeviceExport] = {}
+        self.nbd = NbdServer(self._directory, self.executor, budget=Budget(_BUDGET_BYTES))
+        self._grpc: GrpcServer | None = None
+
+    def find(self, volume: str, snapshot: str) -> Exported:
+        found = self.exported.get(f"{volume}@{snapshot}")
+        if found is None:
+            raise NotFound(f"there is no snapshot {volume}@{snapshot}")
+        return found
+
+    @property
+    def streams(self) -> int:
+        return sum(exported.streams for exported in self.exported.values())
+
+    async def listen(self, listen: dict[str, Any]) -> dict[str, Any]:
+        grpc_address, nbd_address = Address.parse(listen["grpc"]), Address.parse(listen["nbd"])
+        self.nbd = NbdServer(
+            self._directory, self.executor, budget=Budget(_BUDGET_BYTES), connection_max=listen["nbd_connections"]
+        )
+        listener = listen_tcp(nbd_address.host, nbd_address.port)
+        service = ExportService(self)
+
+        def add(server: grpc.aio.Server) -> None:
+            service.add_to(server)
+
+        try:
+            self._grpc = await serve_grpc(grpc_address, add, [SERVICE_NAME])
+        except StillpointError:
+            listener.close()
+            raise
+        nbd_port = listener.getsockname()[1]
+        self.nbd.listen([listener])
+        return {"grpc_port": self._grpc.address.port, "nbd_port": nbd_port}
+
+    async def update(self, volume: str, description: dict[str, Any] | None) -> None:
+        """Serve what the description says, and nothing else of that volume."""
+        wanted = {
+            f"{volume}@{snapshot['name']}": snapshot
+            for snapshot in (description or {}).get("snapshots", ())
+            if snapshot["state"] == "active"
+        }
+        for name, exported in list(self.exported.items()):
+            if exported.description["volume"] == volume and (
+                name not in wanted or wanted[name]["uuid"] != exported.uuid
+            ):
+                await self._withdraw(name)
+        for name, snapshot in wanted.items():
+            if name not in self.exported:
+                assert description is not None
+                exported = Exported(description, snapshot, self.executor)
+                self.exported[name] = exported
+                self._directory[name] = exported.nbd
+
+    async def _withdraw(self, name: str) -> None:
+        exported = self.exported.pop(name)
+        del self._directory[name]
+        await self.nbd.drop(exported.nbd)
+        exported.device.close()
+
+    async def stop(self) -> None:
+        await self.nbd.stop()
+        if self._grpc is not None:
+            await self._grpc.stop()
+        self.executor.shutdown(wait=False)
+
+
+async def serve(control_fd: int, stop: asyncio.Event) -> None:
+    """Until the main process closes its end, or SIGTERM."""
+    control = await ControlSocket.over(socket.socket(fileno=control_fd))
+    node = ExportNode()
+
+    async def obey() -> None:
+        async for message in control.messages():
+            answer: dict[str, Any] = {"done": message["number"]}
+            try:
+                if "listen" in message:
+                    answer |= await node.listen(message["listen"])
+                else:
+                    await node.update(message["volume"], message["description"])
+            except StillpointError as error:
+                answer["error"] = str(error)
+            control.send(answer)
+        stop.set()
+
+    obeying = asyncio.create_task(obey())
+    stopping = asyncio.create_task(stop.wait())
+    await asyncio.wait([obeying, stopping], return_when=asyncio.FIRST_COMPLETED)
+    stopping.cancel()
+    if obeying.done():
+        obeying.result()
+    obeying.cancel()
+    await node.stop()
+
+
+def main() -> int:
+    if not __debug__:
+        return 2
+    parser = argparse.ArgumentParser(prog="standby.export", description="Started by the standby; not by hand.")
+    parser.add_argument("--control", type=int, required=True, metavar="FD")
+    arguments = parser.parse_args()
+    log.configure("export", level=os.environ.get("STILLPOINT_LOG_LEVEL", "info"))
+    return run_until_stopped("export", lambda stop: serve(arguments.control, stop))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,91 @@
+"""ExportService: snapshots over gRPC, answered by the export process."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import TYPE_CHECKING
+
+import grpc
+
+from stillpoint.errors import InvalidRequest
+from stillpoint.extents import Extent, check_range, split
+from stillpoint.runtime import node_info
+from stillpoint.wire import chunks, streams
+from stillpoint.wire.status import Context, answers
+from stillpoint.wire.v1 import common_pb2, export_pb2, export_pb2_grpc
+
+if TYPE_CHECKING:
+    from .export import Exported, ExportNode
+
+SERVICE_NAME = "stillpoint.wire.v1.ExportService"
+
+# How far ahead holes are looked for: one answer of the filesystem covers this much, however many messages it becomes.
+_LOOK_AHEAD = 1 << 30
+
+
+class ExportService(export_pb2_grpc.ExportServiceServicer):
+    def __init__(self, node: ExportNode) -> None:
+        self._node = node
+
+    def add_to(self, server: grpc.aio.Server) -> None:
+        streams.serve_read_snapshot(server, self.ReadSnapshot)
+        export_pb2_grpc.add_ExportServiceServicer_to_server(self, server)
+
+    @answers
+    async def ReadSnapshot(self, request: export_pb2.ReadSnapshotRequest, context: Context) -> AsyncIterator[bytes]:
+        exported = self._node.find(request.volume, request.snapshot)
+        size = exported.device.size
+        check_range(offset=request.offset, length=request.length, size=size)
+        message_size = request.message_size or chunks.MESSAGE_SIZE
+        if not 4096 <= message_size <= chunks.MESSAGE_SIZE:
+            raise InvalidRequest(f"message_size must be from 4096 to {chunks.MESSAGE_SIZE} bytes, not {message_size}")
+        exported.streams += 1
+        try:
+            wanted = Extent(request.offset, request.length or size - request.offset)
+            async for message in self._read(exported, wanted, message_size):
+                yield message
+        finally:
+            exported.streams -= 1
+
+    async def _read(self, exported: Exported, wanted: Extent, message_size: int) -> AsyncIterator[bytes]:
+        for ahead in split(wanted, limit=_LOOK_AHEAD):
+            for mapped in exported.device.extents(ahead.offset, ahead.length):
+                if mapped.hole:
+                    yield chunks.encode_hole(mapped.offset, mapped.length)
+                    continue
+                for piece in split(Extent(mapped.offset, mapped.length), limit=message_size):
+                    data = await self._piece(exported, piece)
+                    self._node.read_bytes += piece.length
+                    yield chunks.encode_data(piece.offset, data)
+
+    async def _piece(self, exported: Exported, piece: Extent) -> memoryview:
+        data = memoryview(bytearray(piece.length))
+        if not exported.device.try_read_into(piece.offset, data):
+            loop = asyncio.get_running_loop()
+            await loop.run_in_executor(exported.executor, exported.device.read_into, piece.offset, data)
+        return data
+
+    @answers
+    async def DescribeSnapshot(
+        self, request: export_pb2.DescribeSnapshotRequest, context: Context
+    ) -> export_pb2.SnapshotDescription:
+        exported = self._node.find(request.volume, request.snapshot)
+        return export_pb2.SnapshotDescription(
+            volume=request.volume,
+            snapshot=request.snapshot,
+            snapshot_uuid=exported.uuid,
+            volume_uuid=exported.description["uuid"],
+            size=exported.device.size,
+            block_size=exported.description["block_size"],
+            created_ns=exported.snapshot["created_ns"],
+        )
+
+    @answers
+    async def GetStatus(self, request: common_pb2.Empty, context: Context) -> export_pb2.ExportStatus:
+        return export_pb2.ExportStatus(
+            info=node_info("export"),
+            nbd_clients=self._node.nbd.connection_count,
+            streams=self._node.streams,
+            read_bytes=self._node.read_bytes,
+        )

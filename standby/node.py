@@ -1,0 +1,216 @@
+"""The standby as a whole: its mirrors and their snapshots, the data link's listener, the export process."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import time
+import uuid
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from stillpoint.config import check_name, format_size
+from stillpoint.devices import BlockDevice, open_device
+from stillpoint.errors import AlreadyExists, InvalidRequest, NotFound, Refused, StillpointError
+from stillpoint.link.tcp import DataLinkListener
+from stillpoint.link.tokens import Tokens
+from stillpoint.nbd.listen import listen_tcp
+
+from .config import StandbyConfig
+from .cow import Snapshot, SnapshotEngine, StoreDirectory, create_snapshots
+from .export_supervisor import ExportSupervisor
+from .mirror import Mirror
+from .record import MirrorRecord
+
+logger = logging.getLogger(__name__)
+
+_THREADS = 8
+
+
+class StandbyNode:
+    """Opened by `start`; every method runs on the loop."""
+
+    def __init__(self, config: StandbyConfig) -> None:
+        self.config = config
+        self.mirrors: dict[str, Mirror] = {}
+        self.tokens = Tokens()
+        self.executor = ThreadPoolExecutor(_THREADS, thread_name_prefix="disk")
+        self.stores = StoreDirectory(config.state_dir / "stores", default_size=config.snapshots.default_store_size)
+        self.export = ExportSupervisor(config, self._describe)
+        self._listener: DataLinkListener | None = None
+
+    @property
+    def _folder(self) -> Path:
+        return self.config.state_dir / "mirrors"
+
+    @property
+    def data_link_port(self) -> int:
+        assert self._listener is not None
+        return self._listener.port
+
+    async def start(self) -> None:
+        """Open every mirror, then take data links and export. Raises what a mirror that cannot be opened raises."""
+        self._folder.mkdir(parents=True, exist_ok=True)
+        for folder in sorted(self._folder.iterdir()):
+            if not (folder / "mirror.json").exists():
+                logger.warning("removing what is left of a mirror that was never finished", extra={"folder": folder})
+                shutil.rmtree(folder)
+                continue
+            record = MirrorRecord.load(folder)
+            self.mirrors[record.volume] = Mirror(record, self._open_engine)
+            logger.info("mirror open", extra={"volume": record.volume, "size": record.size})
+        address = self.config.listen.data_link
+        self._listener = DataLinkListener(listen_tcp(address.host, address.port), self.tokens)
+        await self.export.start()
+
+    def _open_engine(self, record: MirrorRecord, device: BlockDevice) -> SnapshotEngine:
+        folder = record.folder / "snapshots"
+        options: dict[str, Any] = {
+            "mirror_paths": record.device_paths,
+            "executor": self.executor,
+            "stage_size_max": self.config.snapshots.stage_bytes,
+        }
+        if folder.exists():
+            return SnapshotEngine.open(folder, device, self.stores, **options)
+        return SnapshotEngine.create(
+            folder, record.volume, device, self.stores, size=record.size, block_size=record.block_size, **options
+        )
+
+    async def stop(self) -> None:
+        if self._listener is not None:
+            self._listener.close()
+        await self.export.stop()
+        for mirror in self.mirrors.values():
+            try:
+                await mirror.close()
+            except StillpointError as error:
+                logger.error("mirror not closed cleanly: %s", error, extra={"volume": mirror.record.volume})
+        self.stores.close()
+        self.executor.shutdown()
+
+    def mirror(self, volume: str) -> Mirror:
+        found = self.mirrors.get(volume)
+        if found is None:
+            raise NotFound(f"there is no volume {volume!r} on the standby")
+        return found
+
+    def _describe(self) -> dict[str, dict[str, Any]]:
+        return {name: mirror.engine.describe() for name, mirror in self.mirrors.items()}
+
+    async def _publish(self, volume: str) -> None:
+        mirror = self.mirrors.get(volume)
+        await self.export.publish(volume, mirror.engine.describe() if mirror is not None else None)
+
+    # --- mirrors
+
+    async def create_mirror(
+        self, volume: str, *, volume_uuid: str, size: int, block_size: int, device_paths: list[str]
+    ) -> Mirror:
+        """Durable on return. A mirror that never took a session gives way to a new volume of its name."""
+        check_name(volume, "volume")
+        if size <= 0 or block_size <= 0 or size % block_size:
+            raise InvalidRequest(f"volume {volume!r}: size {size} and block size {block_size} do not fit")
+        existing = self.mirrors.get(volume)
+        if existing is not None:
+            if existing.record.volume_uuid == volume_uuid:
+                return existing
+            if existing.record.adopted_session:
+                raise AlreadyExists(
+                    f"the standby holds a mirror of another volume named {volume!r}; delete that volume first"
+                )
+            await self._remove(existing)
+        folder = self._folder / volume
+        folder.mkdir()
+        try:
+            paths = self._prepare_device(volume, folder, size=size, device_paths=device_paths)
+            record = MirrorRecord(
+                folder=folder,
+                volume=volume,
+                volume_uuid=volume_uuid,
+                mirror_uuid=str(uuid.uuid4()),
+                size=size,
+                block_size=block_size,
+                device_paths=paths,
+                created_ns=time.time_ns(),
+                blank=not device_paths,  # a device that was named may hold anything
+            )
+            mirror = Mirror(record, self._open_engine)
+            record.save()
+        except BaseException:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
+        self.mirrors[volume] = mirror
+        logger.info("mirror created", extra={"volume": volume, "size": size})
+        return mirror
+
+    def _prepare_device(self, volume: str, folder: Path, *, size: int, device_paths: list[str]) -> list[str]:
+        if not device_paths:
+            open_device([folder / "disk.img"], size=size, create=True).close()
+            return [str(folder / "disk.img")]
+        paths = [os.path.abspath(path) for path in device_paths]
+        missing = next((path for path in paths if not os.path.exists(path)), None)
+        if missing is not None:
+            raise InvalidRequest(f"volume {volume!r}: the mirror device {missing} does not exist on the standby")
+        real = {os.path.realpath(path) for path in paths}
+        for other in self.mirrors.values():
+            shared = real & {os.path.realpath(path) for path in other.record.device_paths}
+            if shared:
+                raise Refused(f"volume {volume!r}: {shared.pop()} belongs to the mirror of {other.record.volume!r}")
+        device = open_device([Path(path) for path in paths])
+        available = device.size
+        device.close()
+        if available < size:
+            raise InvalidRequest(
+                f"volume {volume!r}: the mirror devices hold {format_size(available)}, "
+                f"too small for {format_size(size)}"
+            )
+        return paths
+
+    async def delete_mirror(self, volume: str, *, volume_uuid: str, force: bool) -> None:
+        mirror = self.mirror(volume)
+        if mirror.record.volume_uuid != volume_uuid:
+            raise Refused(f"the standby's mirror of {volume!r} belongs to another volume of that name")
+        snapshots = mirror.engine.snapshots()
+        if snapshots and not force:
+            raise Refused(f"volume {volume!r} has {len(snapshots)} snapshots; delete them first or use force")
+        await self._remove(mirror)
+        logger.info("mirror deleted", extra={"volume": volume})
+
+    async def _remove(self, mirror: Mirror) -> None:
+        volume = mirror.record.volume
+        del self.mirrors[volume]
+        await self._publish(volume)
+        for snapshot in mirror.engine.snapshots():
+            await mirror.engine.delete(snapshot.name)
+        await mirror.close()
+        mirror.record.file.unlink()  # from here on the mirror does not exist
+        shutil.rmtree(mirror.record.folder)
+
+    # --- snapshots
+
+    async def create_snapshot(self, volumes: Sequence[str], *, name: str, store: str | None) -> list[Snapshot]:
+        """One instant across all the volumes; all of them or none."""
+        if not volumes:
+            raise InvalidRequest("a snapshot needs at least one volume")
+        if len(set(volumes)) != len(volumes):
+            raise InvalidRequest("a volume is named twice")
+        mirrors = [self.mirror(volume) for volume in volumes]
+        for mirror in mirrors:
+            mirror.check_snapshot()
+        name = name or time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
+        snapshots = await create_snapshots([mirror.engine for mirror in mirrors], name, store)
+        for volume in volumes:
+            await self._publish(volume)
+        return list(snapshots)
+
+    async def delete_snapshot(self, volume: str, name: str) -> None:
+        mirror = self.mirror(volume)
+        await mirror.engine.delete(name)
+        await self._publish(volume)
+
+    def create_store(self, name: str, *, kind: str, size: int, paths: list[str]) -> None:
+        """Durable on return."""
+        self.stores.create(name, kind=kind, size=size, paths=[Path(path) for path in paths])

@@ -1,0 +1,211 @@
+"""One session of the data link, seen from the standby: frames in, watermarks out.
+
+Invariants
+- Frames are applied in sequence, without a gap; a frame of another epoch or session ends the link unapplied.
+- Watermarks: received = applied = the last frame given to the snapshot engine (which may still hold it in bounded
+  memory, as a disk's cache does); flushed = the last FLUSH before which everything is durable.
+- A device error ends the session and fails the mirror; nothing after it is acknowledged.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import TYPE_CHECKING
+
+from stillpoint.errors import DeviceError, FencedError, ProtocolError, StillpointError
+from stillpoint.link.base import Link
+from stillpoint.link.frames import FLUSH, TRIM, WRITE, ZERO, FrameType, Watermarks, encode_header, read_frames
+
+if TYPE_CHECKING:
+    from .mirror import Mirror
+
+logger = logging.getLogger(__name__)
+
+# Staged writes wait no longer than this for a flush to come.
+_STAGE_S = 0.05
+
+
+class MirrorReceiver:
+    """The owner of an adopted link. Everything runs on the loop."""
+
+    def __init__(self, mirror: Mirror, link: Link, *, epoch: int, session: int) -> None:
+        self._mirror = mirror
+        self._engine = mirror.engine
+        self._link = link
+        self._epoch = epoch
+        self._session = session
+        self._loop = asyncio.get_running_loop()
+        self.sequence = 0  # the last frame applied
+        self.flushed_sequence = 0
+        self._flush_wanted = 0  # the last FLUSH received
+        self._resync_end = 0  # the sequence of a RESYNC_END not yet answered
+        self._blank = mirror.record.blank
+        self._flushing: asyncio.Task[None] | None = None
+        self._committing: asyncio.Task[None] | None = None
+        self._stage_timer: asyncio.TimerHandle | None = None
+        self._ended = False
+        self._reason = "the primary closed the data link"
+
+    def start(self) -> None:
+        """Tell the primary that the session is adopted."""
+        self._acknowledge()
+
+    # --- Receiver
+
+    def received(self, data: memoryview, /) -> int:
+        before = self.sequence
+        consumed = read_frames(data, self._frame)
+        self._mirror.received_bytes += consumed
+        if self.sequence != before:
+            self._acknowledge()
+        if self._flush_wanted > self.flushed_sequence and self._flushing is None:
+            self._flushing = self._start(self._flush())
+        if self._engine.staged_bytes and self._stage_timer is None:
+            self._stage_timer = self._loop.call_later(_STAGE_S, self._stage_is_old)
+        return consumed
+
+    def _frame(
+        self,
+        kind: int,
+        flags: int,
+        epoch: int,
+        session: int,
+        sequence: int,
+        offset: int,
+        length: int,
+        payload: memoryview,
+    ) -> bool:
+        if epoch != self._epoch or session != self._session:
+            raise FencedError(f"a frame of epoch {epoch}, session {session} came after that session had ended")
+        if kind == FrameType.PING:
+            self._link.send_owned(encode_header(FrameType.PONG, 0, epoch, session, 0, 0, 0))
+            self._link.flush()
+            return False
+        if sequence != self.sequence + 1:
+            raise ProtocolError(f"frame {sequence} follows frame {self.sequence}")
+        try:
+            self._apply(kind, offset, length, payload)
+        except DeviceError as error:
+            self._fail(error)
+            raise
+        self.sequence = sequence
+        if self._engine.wants_commit:
+            self._pause_for_commit()
+            return True
+        return False
+
+    def _apply(self, kind: int, offset: int, length: int, payload: memoryview) -> None:
+        if kind == WRITE:
+            if self._blank:
+                self._no_longer_blank()
+            self._engine.write(offset, payload)
+        elif kind in (TRIM, ZERO):
+            if self._blank:
+                self._no_longer_blank()
+            if kind == TRIM:
+                self._engine.trim(offset, length)
+            else:
+                self._engine.write_zeroes(offset, length, may_trim=False)
+        elif kind == FLUSH:
+            self._flush_wanted = self.sequence + 1
+        elif kind == FrameType.RESYNC_BEGIN:
+            self._mirror.resync_began()
+        elif kind == FrameType.RESYNC_END:
+            self._flush_wanted = self._resync_end = self.sequence + 1
+        else:
+            raise ProtocolError(f"the primary sent a frame of type {kind}")
+
+    def _no_longer_blank(self) -> None:
+        self._blank = False
+        self._mirror.written()
+
+    def drained(self) -> None: ...
+
+    def closed(self, error: Exception | None) -> None:
+        if error is not None and not self._ended:
+            self._reason = str(error) or type(error).__name__
+        self._ended = True
+        if self._stage_timer is not None:
+            self._stage_timer.cancel()
+        if self._mirror.receiver is self and self._flushing is None and self._committing is None:
+            self._mirror.session_ended(self._reason)
+
+    async def end(self, reason: str) -> None:
+        """Take nothing more; wait for what is running. The mirror is told."""
+        if not self._ended:
+            self._reason = reason
+            self._ended = True
+            self._link.abort()
+        for task in (self._flushing, self._committing):
+            if task is not None:
+                await asyncio.wait([task])
+        if self._mirror.receiver is self:
+            self._mirror.session_ended(self._reason)
+
+    # --- acknowledging, flushing, committing
+
+    def _acknowledge(self) -> None:
+        watermarks = Watermarks(self.sequence, self.sequence, self.flushed_sequence).encode()
+        header = encode_header(FrameType.ACK, 0, self._epoch, self._session, 0, 0, 0, watermarks)
+        self._link.send_owned(header, watermarks)
+        self._link.flush()
+
+    async def _flush(self) -> None:
+        """Until no flush is wanted: each makes durable everything received before it, and shares it with later ones."""
+        try:
+            while self._flush_wanted > self.flushed_sequence and not self._ended:
+                wanted = self._flush_wanted
+                await self._engine.flush()
+                if 0 < self._resync_end <= wanted:
+                    self._resync_end = 0
+                    self._mirror.resync_ended()
+                self.flushed_sequence = wanted
+                if not self._ended:
+                    self._acknowledge()
+        finally:
+            self._flushing = None
+
+    def _stage_is_old(self) -> None:
+        self._stage_timer = None
+        if self._committing is None and self._flushing is None and not self._ended:
+            self._committing = self._start(self._commit())
+
+    def _pause_for_commit(self) -> None:
+        self._link.pause_reading()
+        if self._committing is None:
+            self._committing = self._start(self._commit())
+
+    async def _commit(self) -> None:
+        try:
+            while self._engine.staged_bytes:
+                await self._engine.commit()
+                if not self._engine.wants_commit:
+                    break
+        finally:
+            self._committing = None
+            if not self._ended:
+                self._link.resume_reading()
+
+    def _start(self, work: object) -> asyncio.Task[None]:
+        task: asyncio.Task[None] = self._loop.create_task(work)  # type: ignore[arg-type]
+        task.add_done_callback(self._finished)
+        return task
+
+    def _finished(self, task: asyncio.Task[None]) -> None:
+        error = None if task.cancelled() else task.exception()
+        if isinstance(error, StillpointError):
+            self._fail(error)
+            self._link.abort(error)
+        elif error is not None:
+            logger.error("mirroring stopped", exc_info=error, extra={"volume": self._mirror.record.volume})
+            self._mirror.failed(f"internal error: {error}")
+            self._link.abort(StillpointError("internal error"))
+        if self._ended and self._mirror.receiver is self and self._flushing is None and self._committing is None:
+            self._mirror.session_ended(self._reason)
+
+    def _fail(self, error: StillpointError) -> None:
+        self._mirror.failed(str(error))
+        text = str(error).encode()[:4096]
+        self._link.send_owned(encode_header(FrameType.ERROR, 0, self._epoch, self._session, 0, 0, 0, text), text)
+        self._link.flush()

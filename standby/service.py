@@ -1,0 +1,229 @@
+"""StandbyService: the node's answers as messages."""
+
+from __future__ import annotations
+
+import time
+
+import grpc
+
+from stillpoint.errors import InvalidRequest, NotFound, ProtocolError
+from stillpoint.link import grpc as grpc_link
+from stillpoint.link.frames import PROTOCOL_VERSION
+from stillpoint.link.tokens import TokenGate
+from stillpoint.runtime import node_info
+from stillpoint.wire import streams
+from stillpoint.wire.status import Context, answers
+from stillpoint.wire.v1 import common_pb2, standby_pb2, standby_pb2_grpc
+
+from .cow import Snapshot, SnapshotState, SnapshotStatistics, StoreStatistics
+from .mirror import Mirror, MirrorState
+from .node import StandbyNode
+
+SERVICE_NAME = "stillpoint.wire.v1.StandbyService"
+
+_MIRROR_STATES = {
+    MirrorState.DISCONNECTED: standby_pb2.MIRROR_STATE_DISCONNECTED,
+    MirrorState.SYNCING: standby_pb2.MIRROR_STATE_SYNCING,
+    MirrorState.IN_SYNC: standby_pb2.MIRROR_STATE_IN_SYNC,
+    MirrorState.FAILED: standby_pb2.MIRROR_STATE_FAILED,
+}
+_SNAPSHOT_STATES = {
+    SnapshotState.CREATING: standby_pb2.SNAPSHOT_STATE_CREATING,
+    SnapshotState.ACTIVE: standby_pb2.SNAPSHOT_STATE_ACTIVE,
+    SnapshotState.INVALID: standby_pb2.SNAPSHOT_STATE_INVALID,
+    SnapshotState.LEAVING: standby_pb2.SNAPSHOT_STATE_INVALID,
+}
+_STORE_KINDS = {standby_pb2.STORE_KIND_MEMORY: "memory", standby_pb2.STORE_KIND_FILE: "file"}
+_STORE_KIND_CODES = {name: code for code, name in _STORE_KINDS.items()}
+
+
+class StandbyService(standby_pb2_grpc.StandbyServiceServicer):
+    def __init__(self, node: StandbyNode) -> None:
+        self._node = node
+
+    def add_to(self, server: grpc.aio.Server) -> None:
+        streams.serve_mirror_stream(server, self.MirrorStream)
+        standby_pb2_grpc.add_StandbyServiceServicer_to_server(self, server)
+
+    # --- mirrors
+
+    @answers
+    async def CreateMirror(self, request: standby_pb2.CreateMirrorRequest, context: Context) -> standby_pb2.Mirror:
+        mirror = await self._node.create_mirror(
+            request.volume,
+            volume_uuid=request.volume_uuid,
+            size=request.size,
+            block_size=request.block_size,
+            device_paths=list(request.device_paths),
+        )
+        return describe_mirror(mirror)
+
+    @answers
+    async def DeleteMirror(self, request: standby_pb2.DeleteMirrorRequest, context: Context) -> common_pb2.Empty:
+        await self._node.delete_mirror(request.volume, volume_uuid=request.volume_uuid, force=request.force)
+        return common_pb2.Empty()
+
+    @answers
+    async def OpenLink(self, request: standby_pb2.OpenLinkRequest, context: Context) -> standby_pb2.OpenLinkResponse:
+        if not request.protocol_min <= PROTOCOL_VERSION <= request.protocol_max:
+            raise ProtocolError(
+                f"this standby speaks version {PROTOCOL_VERSION} of the data link, "
+                f"the primary {request.protocol_min} to {request.protocol_max}"
+            )
+        mirror = self._node.mirror(request.volume)
+        session = await mirror.begin_session(volume_uuid=request.volume_uuid, size=request.size, epoch=request.epoch)
+        record = mirror.record
+        return standby_pb2.OpenLinkResponse(
+            protocol=PROTOCOL_VERSION,
+            session=session,
+            previous_session=record.adopted_session,
+            mirror_uuid=record.mirror_uuid,
+            blank=record.blank,
+            consistent=record.consistent,
+            token=self._node.tokens.issue(lambda link: mirror.adopt(session, link)),
+            data_link_port=self._node.data_link_port,
+        )
+
+    @answers
+    async def MirrorStream(self, request: object, context: grpc.aio.ServicerContext[bytes, bytes]) -> None:
+        gate = TokenGate(self._node.tokens, str(context.peer()))
+        link = grpc_link.over_context(context, gate)
+        gate.guard(link)
+        try:
+            await link.finished.wait()
+        finally:
+            link.abort()
+
+    # --- snapshots
+
+    @answers
+    async def CreateSnapshot(
+        self, request: standby_pb2.CreateSnapshotRequest, context: Context
+    ) -> standby_pb2.SnapshotList:
+        began = time.monotonic_ns()
+        snapshots = await self._node.create_snapshot(
+            list(request.volumes), name=request.name, store=request.store or None
+        )
+        duration_ns = time.monotonic_ns() - began
+        answer = standby_pb2.SnapshotList(snapshots=[await self._describe(snapshot) for snapshot in snapshots])
+        for described in answer.snapshots:
+            described.create_duration_ns = duration_ns
+        return answer
+
+    @answers
+    async def ListSnapshots(
+        self, request: standby_pb2.ListSnapshotsRequest, context: Context
+    ) -> standby_pb2.SnapshotList:
+        names = [request.volume] if request.volume else sorted(self._node.mirrors)
+        return standby_pb2.SnapshotList(
+            snapshots=[
+                await self._describe(snapshot)
+                for name in names
+                for snapshot in self._node.mirror(name).engine.snapshots()
+            ]
+        )
+
+    @answers
+    async def GetSnapshot(self, request: standby_pb2.SnapshotName, context: Context) -> standby_pb2.Snapshot:
+        return await self._describe(self._node.mirror(request.volume).engine.get(request.name))
+
+    @answers
+    async def DeleteSnapshot(self, request: standby_pb2.SnapshotName, context: Context) -> common_pb2.Empty:
+        await self._node.delete_snapshot(request.volume, request.name)
+        return common_pb2.Empty()
+
+    async def _describe(self, snapshot: Snapshot) -> standby_pb2.Snapshot:
+        mirror = self._node.mirror(snapshot.volume)
+        return describe_snapshot(snapshot, mirror, await mirror.engine.statistics(snapshot.name))
+
+    # --- stores
+
+    @answers
+    async def CreateStore(self, request: standby_pb2.CreateStoreRequest, context: Context) -> standby_pb2.Store:
+        if request.kind not in _STORE_KINDS:
+            raise InvalidRequest(f"store {request.name!r}: unknown kind {request.kind}")
+        self._node.create_store(
+            request.name, kind=_STORE_KINDS[request.kind], size=request.size, paths=list(request.paths)
+        )
+        return self._store(request.name)
+
+    @answers
+    async def ListStores(self, request: common_pb2.Empty, context: Context) -> standby_pb2.StoreList:
+        return standby_pb2.StoreList(stores=[describe_store(store) for store in self._node.stores.list()])
+
+    @answers
+    async def DeleteStore(self, request: standby_pb2.DeleteStoreRequest, context: Context) -> common_pb2.Empty:
+        self._node.stores.delete(request.name)
+        return common_pb2.Empty()
+
+    def _store(self, name: str) -> standby_pb2.Store:
+        for store in self._node.stores.list():
+            if store.name == name:
+                return describe_store(store)
+        raise NotFound(f"there is no store {name!r}")
+
+    # --- status
+
+    @answers
+    async def GetStatus(self, request: common_pb2.Empty, context: Context) -> standby_pb2.StandbyStatus:
+        node = self._node
+        return standby_pb2.StandbyStatus(
+            info=node_info("standby"),
+            mirrors=[describe_mirror(mirror) for _, mirror in sorted(node.mirrors.items())],
+            stores=[describe_store(store) for store in node.stores.list()],
+            export_pid=node.export.pid,
+            export_grpc_address=str(node.export.grpc_address),
+            nbd_address=str(node.export.nbd_address),
+            received_bytes=sum(mirror.received_bytes for mirror in node.mirrors.values()),
+        )
+
+
+def describe_mirror(mirror: Mirror) -> standby_pb2.Mirror:
+    record, receiver = mirror.record, mirror.receiver
+    sequence = receiver.sequence if receiver is not None else 0
+    return standby_pb2.Mirror(
+        volume=record.volume,
+        volume_uuid=record.volume_uuid,
+        mirror_uuid=record.mirror_uuid,
+        size=record.size,
+        block_size=record.block_size,
+        device_paths=record.device_paths,
+        state=_MIRROR_STATES[mirror.state],
+        since_ns=mirror.since_ns,
+        detail=mirror.detail,
+        snapshot_count=len(mirror.engine.snapshots()),
+        staged_bytes=mirror.engine.staged_bytes,
+        received_sequence=sequence,
+        applied_sequence=sequence,
+        flushed_sequence=receiver.flushed_sequence if receiver is not None else 0,
+        session=record.session,
+    )
+
+
+def describe_snapshot(snapshot: Snapshot, mirror: Mirror, statistics: SnapshotStatistics) -> standby_pb2.Snapshot:
+    block_size = mirror.record.block_size
+    return standby_pb2.Snapshot(
+        volume=snapshot.volume,
+        name=snapshot.name,
+        uuid=str(snapshot.uuid),
+        state=_SNAPSHOT_STATES[snapshot.state],
+        reason=snapshot.invalid_reason,
+        size=snapshot.size,
+        created_ns=snapshot.created_ns,
+        generation=snapshot.generation,
+        store=snapshot.store,
+        preserved_blocks=statistics.blocks_preserved,
+        preserved_bytes=statistics.blocks_preserved * block_size,
+        in_sync=mirror.state is MirrorState.IN_SYNC,
+        block_size=block_size,
+    )
+
+
+def describe_store(store: StoreStatistics) -> standby_pb2.Store:
+    return standby_pb2.Store(
+        name=store.name,
+        kind=_STORE_KIND_CODES.get(store.kind, standby_pb2.STORE_KIND_UNSPECIFIED),
+        size=store.size,
+        used_bytes=store.used_size,
+        failure=store.failed,
+    )
