@@ -83,8 +83,13 @@ class DirectoryRepository:
     async def get(self, backup: BackupId) -> BackupRecord:
         return await asyncio.to_thread(lambda: self._manifest(backup).record)
 
-    async def open(self, backup: BackupId) -> DirectoryReader:
-        return await asyncio.to_thread(self._open, backup)
+    def open(self, backup: BackupId) -> DirectoryReader:
+        manifest = self._manifest(backup)
+        try:
+            return DirectoryReader(self._path(backup, _DATA), manifest, chunk_size=self._chunk_size)
+        except DataCorrupt:
+            self._manifest(backup)  # NotFound when it was deleted meanwhile
+            raise
 
     async def delete(self, backup: BackupId) -> None:
         await asyncio.to_thread(self._delete, backup)
@@ -166,14 +171,6 @@ class DirectoryRepository:
         except (NotFound, DataCorrupt, Refused):
             return 0  # nothing is lost but the knowledge that it was verified
         return int(document["verified_ns"]) if document["id"] == backup else 0
-
-    def _open(self, backup: BackupId) -> DirectoryReader:
-        manifest = self._manifest(backup)
-        try:
-            return DirectoryReader(self._path(backup, _DATA), manifest, chunk_size=self._chunk_size)
-        except DataCorrupt:
-            self._manifest(backup)  # NotFound when it was deleted meanwhile
-            raise
 
     def _record_verified(self, backup: BackupId, contents: bytes) -> None:
         self._manifest(backup)

@@ -152,8 +152,8 @@ class Repository(Protocol):
         """Raises NotFound, or DataCorrupt when its manifest is damaged."""
         ...
 
-    async def open(self, backup: BackupId) -> BackupReader:
-        """Raises NotFound or DataCorrupt."""
+    def open(self, backup: BackupId) -> BackupReader:
+        """A plain call that may wait for the disk. Raises NotFound, DataCorrupt or DeviceError."""
         ...
 
     async def delete(self, backup: BackupId) -> None:

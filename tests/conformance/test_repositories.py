@@ -68,7 +68,7 @@ async def store_random_pieces(
 
 
 async def read_all(repository: Repository, backup: BackupId) -> bytes:
-    reader = await repository.open(backup)
+    reader = repository.open(backup)
     try:
         reader.check_frame()
         image = bytearray(reader.record.origin.size)
@@ -103,7 +103,7 @@ def test_what_was_given_in_any_pieces_is_read_back(open_repository: Open, tmp_pa
         size = source.choice([1, CHUNK, CHUNK + 1, source.randrange(1, 12 << 20)])
         record, image = await store_random_pieces(repository, size, source)
         assert await read_all(repository, record.id) == image
-        reader = await repository.open(record.id)
+        reader = repository.open(record.id)
         for _ in range(50):
             offset = source.randrange(size)
             length = min(size - offset, source.randrange(1, 5 * reader.chunk_size))
@@ -124,7 +124,7 @@ def test_zeroes_are_stored_nowhere_however_they_come(open_repository: Open, tmp_
         record = await writer.commit(received_bytes=2 << 20)
         assert record.data_bytes == 0
         assert record.stored_bytes < 1024
-        reader = await repository.open(record.id)
+        reader = repository.open(record.id)
         assert list(reader.data_chunks()) == []
         assert reader.read_chunk(0) is None
         reader.close()
@@ -142,7 +142,7 @@ def test_a_sparse_volume_of_a_tebibyte_is_quick_and_small(open_repository: Open,
         await writer.hole(TIB - writer.position)
         record = await writer.commit(received_bytes=8)
         assert record.stored_bytes < 1 << 20
-        reader = await repository.open(record.id)
+        reader = repository.open(record.id)
         reader.check_frame()
         chunk = TIB // 2 // reader.chunk_size
         assert list(reader.data_chunks()) == [chunk]
@@ -274,9 +274,11 @@ def test_a_deleted_backup_is_gone_and_the_others_stay(open_repository: Open, tmp
         second = await store(repository, b"second" * 10_000)
         await repository.record_verified(first.id, 5)
         await repository.delete(first.id)
-        for call in (repository.get, repository.open, repository.delete):
+        for call in (repository.get, repository.delete):
             with pytest.raises(NotFound, match=first.id):
                 await call(first.id)
+        with pytest.raises(NotFound, match=first.id):
+            repository.open(first.id)
         with pytest.raises(NotFound):
             await repository.record_verified(first.id, 6)
         assert (await repository.list()).backups == [second]
@@ -292,7 +294,7 @@ def test_a_backup_that_is_deleted_while_it_is_read_reads_right_or_not_at_all(
     async def main() -> None:
         repository = await open_repository(tmp_path)
         record = await store(repository, b"kept" * 1000)
-        reader = await repository.open(record.id)
+        reader = repository.open(record.id)
         await repository.delete(record.id)
         with contextlib.suppress(NotFound, DataCorrupt):
             assert read_at(reader, 0, 4000) == b"kept" * 1000

@@ -68,10 +68,12 @@ class Backup(_message.Message):
     def __init__(self, id: _Optional[str] = ..., volume: _Optional[str] = ..., volume_uuid: _Optional[str] = ..., snapshot: _Optional[str] = ..., size: _Optional[int] = ..., snapshot_ns: _Optional[int] = ..., finished_ns: _Optional[int] = ..., data_bytes: _Optional[int] = ..., stored_bytes: _Optional[int] = ..., received_bytes: _Optional[int] = ..., duration_ns: _Optional[int] = ..., base: _Optional[str] = ..., verified_ns: _Optional[int] = ...) -> None: ...
 
 class BackupList(_message.Message):
-    __slots__ = ("backups",)
+    __slots__ = ("backups", "damaged")
     BACKUPS_FIELD_NUMBER: _ClassVar[int]
+    DAMAGED_FIELD_NUMBER: _ClassVar[int]
     backups: _containers.RepeatedCompositeFieldContainer[Backup]
-    def __init__(self, backups: _Optional[_Iterable[_Union[Backup, _Mapping]]] = ...) -> None: ...
+    damaged: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, backups: _Optional[_Iterable[_Union[Backup, _Mapping]]] = ..., damaged: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class RestoreBackupRequest(_message.Message):
     __slots__ = ("id", "target", "force")

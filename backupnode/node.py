@@ -1,0 +1,123 @@
+"""The backup node's process: builds its parts, runs them until told to stop, ends them in order."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import socket
+from collections.abc import AsyncIterator, Coroutine
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from typing import Any, Final
+
+from stillpoint.config import Address
+from stillpoint.errors import StillpointError
+from stillpoint.nbd.listen import activated_sockets, listen_tcp
+from stillpoint.nbd.server import NbdServer
+from stillpoint.runtime import lock_state_dir, serve_grpc
+
+from .config import BackupNodeConfig
+from .export import BackupExports, low_priority_executor
+from .puller import Puller
+from .repository import Repository, open_directory
+from .service import SERVICE_NAME, BackupService
+from .standby_client import StandbyClient
+
+logger = logging.getLogger(__name__)
+
+_SWEEP_RETRY_S: Final = 5.0
+
+
+async def run(config: BackupNodeConfig, stop: asyncio.Event) -> None:
+    """Serve until `stop` is set.
+
+    Raises InUse for a state directory or port that is taken, and what opening the repository raises.
+    """
+    lock = lock_state_dir(config.state_dir)
+    try:
+        async with _repository(config) as repository, _standby(config) as standby:
+            await _serve(config, repository, standby, stop)
+    finally:
+        os.close(lock)
+
+
+async def _serve(config: BackupNodeConfig, repository: Repository, standby: StandbyClient, stop: asyncio.Event) -> None:
+    puller = Puller(standby, repository)
+    with low_priority_executor() as low_priority, ThreadPoolExecutor(2, thread_name_prefix="read") as readers:
+        exports = BackupExports(repository.open, low_priority)
+        for record in (await repository.list()).backups:
+            exports.add(record)
+        nbd = NbdServer(exports, low_priority)
+        listeners = activated_sockets() or [listen_tcp(config.listen.nbd.host, config.listen.nbd.port)]
+        nbd_address = _address(listeners[0])
+        service = BackupService(
+            repository,
+            puller,
+            exports,
+            nbd,
+            readers,
+            node=config.node,
+            standby_address=str(config.standby.grpc),
+            nbd_address=nbd_address,
+        )
+        nbd.listen(listeners)
+        try:
+            server = await serve_grpc(config.listen.grpc, service.add_to, [SERVICE_NAME])
+            logger.info(
+                "backup node serves", extra={"grpc": str(server.address), "nbd": nbd_address, "pid": os.getpid()}
+            )
+            try:
+                async with _background(_sweep(puller)):
+                    await stop.wait()
+                await service.stop()
+            finally:
+                await server.stop()
+        finally:
+            await nbd.stop()
+    logger.info("backup node stopped")
+
+
+async def _sweep(puller: Puller) -> None:
+    """Delete what a crash left on the standby, as soon as the standby can be reached."""
+    while True:
+        try:
+            await puller.sweep()
+            return
+        except StillpointError as error:
+            logger.debug("cannot look for leftover snapshots yet: %s", error)
+        await asyncio.sleep(_SWEEP_RETRY_S)
+
+
+@asynccontextmanager
+async def _background(work: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
+    """`work` runs beside the body and ends with it."""
+    task = asyncio.create_task(work)
+    try:
+        yield
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
+@asynccontextmanager
+async def _repository(config: BackupNodeConfig) -> AsyncIterator[Repository]:
+    repository = await open_directory(config.repository_path, level=config.compression_level)
+    try:
+        yield repository
+    finally:
+        await repository.close()
+
+
+@asynccontextmanager
+async def _standby(config: BackupNodeConfig) -> AsyncIterator[StandbyClient]:
+    standby = StandbyClient(standby=config.standby.grpc, export=config.standby.export_grpc)
+    try:
+        yield standby
+    finally:
+        await standby.close()
+
+
+def _address(listener: socket.socket) -> str:
+    name = listener.getsockname()
+    return name if isinstance(name, str) else str(Address(name[0], name[1]))

@@ -1,0 +1,152 @@
+"""A standby of one process for tests of the backup node: real gRPC, snapshots of images in memory or in a file.
+
+It misbehaves on request: `faults` are taken one for each stream that is opened.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import grpc
+
+from stillpoint.config import Address
+from stillpoint.devices import BlockDevice
+from stillpoint.errors import AlreadyExists, NotFound, PeerUnavailable
+from stillpoint.extents import Extent, split
+from stillpoint.runtime import serve_grpc
+from stillpoint.wire import chunks
+from stillpoint.wire.status import Context, answers
+from stillpoint.wire.v1 import common_pb2, export_pb2, export_pb2_grpc, standby_pb2, standby_pb2_grpc
+
+# What a stream does instead of what it should: (message, its index in the stream) -> the messages to send.
+Fault = Callable[[bytes, int], list[bytes]]
+
+
+@dataclass
+class StandInStandby(standby_pb2_grpc.StandbyServiceServicer, export_pb2_grpc.ExportServiceServicer):
+    """`volumes` by name. A snapshot shares its volume's device: the tests leave that alone meanwhile."""
+
+    volumes: dict[str, BlockDevice]
+    snapshots: dict[tuple[str, str], standby_pb2.Snapshot] = field(default_factory=dict)
+    faults: list[Fault] = field(default_factory=list)
+    message_size: int = chunks.MESSAGE_SIZE
+    stream_count: int = 0
+    delay_s: float = 0.0  # before each message
+    created_count: int = 0
+
+    def add_to(self, server: grpc.aio.Server) -> None:
+        add_standby: Any = standby_pb2_grpc.add_StandbyServiceServicer_to_server
+        add_export: Any = export_pb2_grpc.add_ExportServiceServicer_to_server
+        add_standby(self, server)
+        add_export(self, server)
+        # Messages coded by hand take the place of the generated handler: of two for one method, the last one counts.
+        reading: grpc.RpcMethodHandler[Any, Any] = grpc.unary_stream_rpc_method_handler(
+            self.ReadSnapshot, request_deserializer=export_pb2.ReadSnapshotRequest.FromString
+        )
+        server.add_registered_method_handlers("stillpoint.wire.v1.ExportService", {"ReadSnapshot": reading})
+
+    @answers
+    async def CreateSnapshot(self, request: standby_pb2.CreateSnapshotRequest, _: Context) -> standby_pb2.SnapshotList:
+        (volume,) = request.volumes
+        if volume not in self.volumes:
+            raise NotFound(f"there is no volume {volume}")
+        if (volume, request.name) in self.snapshots:
+            raise AlreadyExists(f"{volume}@{request.name} exists already")
+        self.created_count += 1
+        snapshot = standby_pb2.Snapshot(
+            volume=volume,
+            name=request.name,
+            uuid=f"uuid-{self.created_count}",
+            state=standby_pb2.SNAPSHOT_STATE_ACTIVE,
+            size=self.volumes[volume].size,
+            created_ns=time.time_ns(),
+        )
+        self.snapshots[volume, request.name] = snapshot
+        return standby_pb2.SnapshotList(snapshots=[snapshot])
+
+    @answers
+    async def ListSnapshots(self, _request: standby_pb2.ListSnapshotsRequest, _: Context) -> standby_pb2.SnapshotList:
+        return standby_pb2.SnapshotList(snapshots=list(self.snapshots.values()))
+
+    @answers
+    async def DeleteSnapshot(self, request: standby_pb2.SnapshotName, _: Context) -> common_pb2.Empty:
+        self._snapshot(request.volume, request.name)
+        del self.snapshots[request.volume, request.name]
+        return common_pb2.Empty()
+
+    @answers
+    async def DescribeSnapshot(
+        self, request: export_pb2.DescribeSnapshotRequest, _: Context
+    ) -> export_pb2.SnapshotDescription:
+        snapshot = self._snapshot(request.volume, request.snapshot)
+        return export_pb2.SnapshotDescription(
+            volume=request.volume,
+            snapshot=request.snapshot,
+            snapshot_uuid=snapshot.uuid,
+            volume_uuid=f"volume-{request.volume}",
+            size=snapshot.size,
+            block_size=65536,
+            created_ns=snapshot.created_ns,
+        )
+
+    @answers
+    async def ReadSnapshot(self, request: export_pb2.ReadSnapshotRequest, _: Context) -> AsyncIterator[bytes]:
+        self._snapshot(request.volume, request.snapshot)
+        self.stream_count += 1
+        fault = self.faults.pop(0) if self.faults else None
+        for index, message in enumerate(self._messages(self.volumes[request.volume], request.offset)):
+            await asyncio.sleep(self.delay_s)
+            for answer in fault(message, index) if fault else [message]:
+                yield answer
+
+    def _messages(self, device: BlockDevice, offset: int) -> Any:
+        for extent in device.extents(offset, device.size - offset):
+            if extent.hole:
+                yield chunks.encode_hole(extent.offset, extent.length)
+                continue
+            for piece in split(Extent(extent.offset, extent.length), limit=self.message_size):
+                buffer = bytearray(piece.length)
+                device.read_into(piece.offset, memoryview(buffer))
+                yield chunks.encode_data(piece.offset, buffer)
+
+    def _snapshot(self, volume: str, name: str) -> standby_pb2.Snapshot:
+        try:
+            return self.snapshots[volume, name]
+        except KeyError:
+            raise NotFound(f"there is no snapshot {volume}@{name}") from None
+
+
+def breaks_at(message_index: int) -> Fault:
+    """The connection ends before that message."""
+
+    def fault(message: bytes, index: int) -> list[bytes]:
+        if index == message_index:
+            raise PeerUnavailable("going away")
+        return [message]
+
+    return fault
+
+
+def damages(message_index: int) -> Fault:
+    """The last byte of that message is another one when it arrives."""
+
+    def fault(message: bytes, index: int) -> list[bytes]:
+        return [message[:-1] + bytes([message[-1] ^ 1])] if index == message_index else [message]
+
+    return fault
+
+
+@asynccontextmanager
+async def serving(standby: StandInStandby) -> AsyncIterator[Address]:
+    """The address of both its services."""
+    names = ["stillpoint.wire.v1.StandbyService", "stillpoint.wire.v1.ExportService"]
+    server = await serve_grpc(Address("127.0.0.1", 0), standby.add_to, names)
+    try:
+        yield server.address
+    finally:
+        await server.stop(grace_s=0)
