@@ -51,11 +51,12 @@ def remove_if_unheld(path: Path, *, unless: Path | None = None) -> bool:
         return False
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        if unless is not None and unless.exists():
+        # Another file may have taken the name since it was opened; only whoever holds a file takes its name away.
+        if not os.path.samestat(path.stat(), os.fstat(descriptor)) or (unless is not None and unless.exists()):
             return False
-        path.unlink(missing_ok=True)
+        path.unlink()
         return True
-    except BlockingIOError:
+    except (BlockingIOError, FileNotFoundError):
         return False
     finally:
         os.close(descriptor)

@@ -1,0 +1,242 @@
+"""The directory repository's files: crashes at every step, sweeping, and what it is told by the disk."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+
+from backupnode.repository import BackupWriter, Origin, open_directory, parse_backup_id
+from backupnode.repository.backup_id import new_backup_id
+from backupnode.repository.folder import create_locked, remove_if_unheld
+from stillpoint.errors import DeviceError, InvalidRequest
+from tests.conformance.test_repositories import read_all, store
+
+IMAGE = random.Random(1).randbytes(100_000)
+ROOT = Path(__file__).resolve().parents[3]
+
+# Commits one backup undisturbed, then dies at the given call of the system while it commits a second, notes that the
+# first was verified, and deletes the first.
+CRASHER = """
+import asyncio, os, random, sys
+from pathlib import Path
+from backupnode.repository import Origin, open_directory
+
+async def store(repository, image):
+    writer = await repository.begin(Origin("vol1", "u", "s", len(image), 1))
+    await writer.write(image)
+    return (await writer.commit(received_bytes=0)).id
+
+async def main():
+    image = random.Random(1).randbytes(100_000)
+    repository = await open_directory(Path(sys.argv[1]), chunk_size=4096)
+    first = await store(repository, image)
+    print(first, flush=True)
+    left = int(sys.argv[2])
+    def dying(call):
+        def wrapped(*arguments, **options):
+            nonlocal left
+            left -= 1
+            if not left:
+                os._exit(9)
+            return call(*arguments, **options)
+        return wrapped
+    for name in ("open", "pwritev", "fsync", "link", "unlink", "rename", "replace"):
+        setattr(os, name, dying(getattr(os, name)))
+    print(await store(repository, image), flush=True)
+    await repository.record_verified(first, 5)
+    await repository.delete(first)
+    print("deleted", flush=True)
+    await repository.close()
+
+asyncio.run(main())
+"""
+
+
+@pytest.mark.slow
+def test_a_crash_at_any_step_leaves_whole_backups_and_nothing_else(tmp_path: Path) -> None:
+    for step in range(1, 200):
+        folder = tmp_path / str(step)
+        command = [sys.executable, "-c", CRASHER, str(folder), str(step)]
+        run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+        said = run.stdout.split()
+        asyncio.run(_check_after_crash(folder, said))
+        if run.returncode == 0:
+            assert step > 15, "the crashes were not where the work is done"
+            return
+        assert run.returncode == 9, run.stderr
+    pytest.fail("the work never ended")
+
+
+async def _check_after_crash(folder: Path, said: list[str]) -> None:
+    repository = await open_directory(folder)
+    listing = await repository.list()
+    listed = [record.id for record in listing.backups]
+    assert not listing.damaged
+    first, *rest = said
+    if "deleted" in rest:
+        assert first not in listed
+    if rest:
+        assert rest[0] in listed, "a backup that was committed is gone"
+    else:
+        assert first in listed
+    for backup in listed:
+        assert await read_all(repository, backup) == IMAGE
+    names = {name for name in os.listdir(folder) if not name.endswith(".verified")}
+    assert names == {"repository"} | {f"{backup}{suffix}" for backup in listed for suffix in (".data", ".manifest")}
+    assert await read_all(repository, (await store(repository, IMAGE)).id) == IMAGE
+    await repository.close()
+
+
+def test_a_backup_being_written_by_another_process_is_not_swept(tmp_path: Path) -> None:
+    async def main() -> None:
+        writing = await open_directory(tmp_path)
+        writer = await writing.begin(Origin("vol1", "u", "s", len(IMAGE), 1))
+        await writer.write(IMAGE)
+        other = await open_directory(tmp_path)
+        record = await writer.commit(received_bytes=0)
+        assert await read_all(other, record.id) == IMAGE
+        await writing.close()
+        await other.close()
+
+    asyncio.run(main())
+
+
+def test_leftovers_are_swept_and_files_of_others_are_not(tmp_path: Path) -> None:
+    async def main() -> None:
+        repository = await open_directory(tmp_path)
+        record = await store(repository, IMAGE)
+        await repository.close()
+        for name in (".tmp-0123", "20261123T101502-vol1-3f9a.data", "20261123T101502-vol1-3f9a.verified"):
+            (tmp_path / name).write_bytes(b"left over")
+        for name in ("notes.txt", "x.data", "20261123T101502-vol1-3f9a.old"):
+            (tmp_path / name).write_bytes(b"precious")
+        held = create_locked(tmp_path / ".tmp-held")
+        await (await open_directory(tmp_path)).close()
+        os.close(held)
+        assert set(os.listdir(tmp_path)) == {
+            "repository",
+            f"{record.id}.data",
+            f"{record.id}.manifest",
+            "notes.txt",
+            "x.data",
+            "20261123T101502-vol1-3f9a.old",
+            ".tmp-held",
+        }
+
+    asyncio.run(main())
+
+
+def test_creating_a_locked_file_and_sweeping_it_never_leaves_a_lock_on_nothing(tmp_path: Path) -> None:
+    path = tmp_path / ".tmp-x"
+    done = threading.Event()
+
+    def sweep() -> None:
+        while not done.is_set():
+            remove_if_unheld(path)
+
+    sweeper = threading.Thread(target=sweep)
+    sweeper.start()
+    try:
+        for _ in range(2000):
+            descriptor = create_locked(path)
+            assert path.exists()
+            path.unlink()
+            os.close(descriptor)
+    finally:
+        done.set()
+        sweeper.join()
+
+
+@pytest.mark.parametrize("call", ["pwritev", "fsync", "fdatasync"])
+def test_a_disk_that_fails_fails_the_backup_and_nothing_is_listed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str
+) -> None:
+    async def main() -> None:
+        repository = await open_directory(tmp_path)
+        writer = await repository.begin(Origin("vol1", "u", "s", 80 << 20, 1))
+
+        def fail(*_: object) -> None:
+            raise OSError(28, "No space left on device")
+
+        monkeypatch.setattr(os, call, fail)
+        noise = random.Random(1).randbytes(80 << 20)
+        with pytest.raises(DeviceError, match="No space left on device"):
+            await _write_and_commit(writer, noise)
+        monkeypatch.undo()
+        await writer.abort()
+        assert os.listdir(tmp_path) == ["repository"]
+        await repository.close()
+
+    asyncio.run(main())
+
+
+async def _write_and_commit(writer: BackupWriter, data: bytes) -> None:
+    for offset in range(0, len(data), 1 << 20):
+        await writer.write(data[offset : offset + (1 << 20)])
+    await writer.commit(received_bytes=0)
+
+
+def test_a_short_write_of_the_system_is_continued(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = os.pwritev
+
+    def pwritev(descriptor: int, buffers: list[memoryview], offset: int) -> int:
+        return real(descriptor, [memoryview(b"".join(buffers))[:999]], offset)
+
+    async def main() -> None:
+        repository = await open_directory(tmp_path, chunk_size=4096)
+        monkeypatch.setattr(os, "pwritev", pwritev)
+        record = await store(repository, IMAGE)
+        monkeypatch.undo()
+        assert await read_all(repository, record.id) == IMAGE
+        await repository.close()
+
+    asyncio.run(main())
+
+
+def test_an_existing_repository_keeps_its_chunk_size(tmp_path: Path) -> None:
+    async def main() -> None:
+        await (await open_directory(tmp_path, chunk_size=8192)).close()
+        repository = await open_directory(tmp_path, chunk_size=4096)
+        reader = repository.open((await store(repository, IMAGE)).id)
+        assert reader.chunk_size == 8192
+        reader.close()
+        await repository.close()
+
+    asyncio.run(main())
+
+
+def test_ids_sort_by_time_and_name_the_volume() -> None:
+    second = 1_000_000_000
+    ids = [new_backup_id("vol.1_a-b", time_s * second) for time_s in (1, 1_600_000_000, 1_795_429_702)]
+    assert ids == sorted(ids)
+    assert ids[2].startswith("20261123T102822-vol.1_a-b-")
+    assert [parse_backup_id(each) for each in ids] == ids
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "..",
+        "../20261123T101502-vol1-3f9a",
+        "20261123T101502-../x-3f9a",
+        "20261123T101502-a/b-3f9a",
+        "20261123T101502-vol1-3F9A",
+        "20261123T101502-vol1-3f9a\n",
+        "20261123T101502-vol1-3f9a\0",
+        "20261123T101502--3f9a",
+        "２0261123T101502-vol1-3f9a",
+        "x" * 5000,
+    ],
+)
+def test_what_is_no_backup_id_never_becomes_a_path(text: str) -> None:
+    with pytest.raises(InvalidRequest) as raised:
+        parse_backup_id(text)
+    assert len(str(raised.value)) < 600
