@@ -31,7 +31,10 @@ _READ_SIZE = 1024 * 1024
 # The first holds files wherever Python runs; the others are what most machines have.
 _SOURCES = (Path(os.__file__).parent, Path("/usr/share/doc"), Path("/usr/share"), Path("/usr/lib"))
 _FILES_MAX = 4000
+# Smaller ones cost time and prove nothing that larger ones do not.
+_FILE_SIZE_MIN = 2048
 _FILE_SIZE_MAX = 8 * 1024 * 1024
+_LEFT_OUT = {"site-packages", "dist-packages", "__pycache__"}
 # debugfs reads its command as words, so the file to show must have a plain name.
 _PLAIN_NAME = re.compile(r"^[\w./+-]+$")
 _SYSTEM_FOLDERS = "/usr/local/sbin:/usr/sbin:/sbin"
@@ -122,14 +125,15 @@ def _copy_files(staging: Path, *, budget: int) -> dict[str, _Source]:
 
 def _real_files() -> Iterator[_Source]:
     for top in _SOURCES:
-        for folder, _, names in os.walk(top):
+        for folder, folders, names in os.walk(top):
+            folders[:] = sorted(set(folders) - _LEFT_OUT)
             for name in names:
                 path = Path(folder, name)
                 try:
                     status = path.lstat()
                 except OSError:
                     continue
-                if stat.S_ISREG(status.st_mode) and 0 < status.st_size <= _FILE_SIZE_MAX:
+                if stat.S_ISREG(status.st_mode) and _FILE_SIZE_MIN <= status.st_size <= _FILE_SIZE_MAX:
                     yield _Source(path, status.st_size)
 
 

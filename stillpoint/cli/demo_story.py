@@ -68,6 +68,10 @@ class Facts:
         ]
 
 
+def volume_uri(nodes: Nodes) -> str:
+    return f"nbd://{nodes.cluster.primary.nbd}/{VOLUME}"
+
+
 class Narrator:
     """Tells on stderr what happens, a line or two each step."""
 
@@ -116,7 +120,7 @@ class Story:
                     demo_image.make_image, self._work / "image.img", self._work / "files", self._size
                 )
                 narrator.tell(f"{image.file_count} files, {format_size(image.file_bytes)}")
-            with narrator.step(f"Write it into the volume through NBD, at nbd://{nodes.cluster.primary.nbd}/{VOLUME}"):
+            with narrator.step(f"Write it into the volume through NBD, at {volume_uri(nodes)}"):
                 await self._fill_volume(nodes, image)
             writer = Writer(image.slots)
             backup = await self._use_volume(nodes, image, writer)
@@ -127,7 +131,7 @@ class Story:
             await asyncio.to_thread(self._prove, image, writer)
 
     async def _fill_volume(self, nodes: Nodes, image: Image) -> None:
-        async with await NbdClient.connect(nodes.cluster.primary.nbd, VOLUME) as client:
+        async with await NbdClient.connect(volume_uri(nodes)) as client:
             with self._narrator.output.progress("      writing", image.size) as bar, image.path.open("rb") as file:
                 for start, length in demo_image.data_ranges(image.path):
                     for offset in range(start, start + length, _WRITE_SIZE):
@@ -141,7 +145,7 @@ class Story:
         """Snapshot, damage and backup while the writer writes."""
         stop = asyncio.Event()
         async with (
-            await NbdClient.connect(nodes.cluster.primary.nbd, VOLUME) as writer_client,
+            await NbdClient.connect(volume_uri(nodes)) as writer_client,
             asyncio.TaskGroup() as tasks,
         ):
             tasks.create_task(writer.run(writer_client, stop))
@@ -171,7 +175,7 @@ class Story:
     async def _damage(self, nodes: Nodes) -> None:
         noise = random.Random(1)
         half = self._size // 2
-        async with await NbdClient.connect(nodes.cluster.primary.nbd, VOLUME) as client:
+        async with await NbdClient.connect(volume_uri(nodes)) as client:
             with self._narrator.output.progress("      overwriting", half) as bar:
                 for offset in range(0, half, _WRITE_SIZE):
                     await client.write(offset, noise.randbytes(_WRITE_SIZE))

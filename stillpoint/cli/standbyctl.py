@@ -18,8 +18,15 @@ import grpc
 from .. import __version__
 from ..errors import StillpointError
 from ..wire.status import from_rpc_error
-from . import backup, demo, local, mirror, snapshot, status, store, volume
+from .backup import backup
 from .command import Group
+from .demo import demo
+from .local import local
+from .mirror import mirror
+from .snapshot import snapshot
+from .status import status
+from .store import store
+from .volume import volume
 
 PROGRAM = "standbyctl"
 
@@ -38,16 +45,7 @@ def cli() -> None:
     """
 
 
-for command in (
-    status.status,
-    volume.volume,
-    snapshot.snapshot,
-    store.store,
-    mirror.mirror,
-    backup.backup,
-    local.local,
-    demo.demo,
-):
+for command in (status, volume, snapshot, store, mirror, backup, local, demo):
     cli.add_command(command)
 
 
