@@ -36,7 +36,8 @@ from .constants import ExportFlag, HandshakeFlag, Info, Option, OptionReplyKind
 from .contexts import CONTEXTS
 from .export import Export
 
-_HANDSHAKE_FLAGS: Final = HandshakeFlag.FIXED_NEWSTYLE | HandshakeFlag.NO_ZEROES
+# A plain number: the complement of an IntFlag holds only the flags it has names for.
+_HANDSHAKE_FLAGS: Final = int(HandshakeFlag.FIXED_NEWSTYLE | HandshakeFlag.NO_ZEROES)
 _OPTION_COUNT_MAX: Final = 256
 
 

@@ -45,7 +45,8 @@ _OWN_PAYLOAD_SIZE: Final = 64 * 1024
 _FREE_WRITE_SIZE: Final = 8 * 1024
 _STATUS_EXTENTS_MAX: Final = 2048
 
-# Plain numbers: looking up an enum's member costs as much as the comparison.
+# Plain numbers: looking up an enum's member costs as much as the comparison, and the complement of an IntFlag holds
+# only the flags it has names for.
 _READ: Final = int(Command.READ)
 _WRITE: Final = int(Command.WRITE)
 _FUA: Final = int(CommandFlag.FUA)
@@ -340,10 +341,10 @@ _Handler = Callable[[Transmission, int, int, int, int], None]
 # Command to its handler and the flags it may carry. READ and WRITE are told apart before this table is asked.
 _COMMANDS: Final[dict[int, tuple[_Handler | None, int]]] = {
     Command.DISC: (Transmission._disconnect, 0xFFFF),
-    Command.FLUSH: (Transmission._flush, CommandFlag.FUA),
-    Command.TRIM: (Transmission._trim, CommandFlag.FUA),
-    Command.CACHE: (Transmission._cache, CommandFlag.FUA),
-    Command.WRITE_ZEROES: (Transmission._write_zeroes, CommandFlag.FUA | CommandFlag.NO_HOLE),
-    Command.BLOCK_STATUS: (Transmission._block_status, CommandFlag.FUA | CommandFlag.REQ_ONE),
+    Command.FLUSH: (Transmission._flush, _FUA),
+    Command.TRIM: (Transmission._trim, _FUA),
+    Command.CACHE: (Transmission._cache, _FUA),
+    Command.WRITE_ZEROES: (Transmission._write_zeroes, int(CommandFlag.FUA | CommandFlag.NO_HOLE)),
+    Command.BLOCK_STATUS: (Transmission._block_status, int(CommandFlag.FUA | CommandFlag.REQ_ONE)),
 }
 _UNKNOWN: Final[tuple[_Handler | None, int]] = (None, 0)
