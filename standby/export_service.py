@@ -29,8 +29,7 @@ class ExportService(export_pb2_grpc.ExportServiceServicer):
         self._node = node
 
     def add_to(self, server: grpc.aio.Server) -> None:
-        streams.serve_read_snapshot(server, self.ReadSnapshot)
-        export_pb2_grpc.add_ExportServiceServicer_to_server(self, server)
+        export_pb2_grpc.add_ExportServiceServicer_to_server(self, streams.RawServer(server))
 
     @answers
     async def ReadSnapshot(self, request: export_pb2.ReadSnapshotRequest, context: Context) -> AsyncIterator[bytes]:

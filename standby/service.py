@@ -42,8 +42,7 @@ class StandbyService(standby_pb2_grpc.StandbyServiceServicer):
         self._node = node
 
     def add_to(self, server: grpc.aio.Server) -> None:
-        streams.serve_mirror_stream(server, self.MirrorStream)
-        standby_pb2_grpc.add_StandbyServiceServicer_to_server(self, server)
+        standby_pb2_grpc.add_StandbyServiceServicer_to_server(self, streams.RawServer(server))
 
     # --- mirrors
 

@@ -1,11 +1,11 @@
 """The methods whose messages are coded by hand: gRPC moves their bytes untouched.
 
-A server registers them before the generated handlers of the same service, which then answer the rest.
+A server registers their services through `RawServer`.
 """
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from typing import Any, cast
 
 import grpc
@@ -38,28 +38,32 @@ def mirror_stream(channel: grpc.aio.Channel) -> grpc.aio.StreamStreamCall[bytes,
     return channel.stream_stream(f"/{_STANDBY}/MirrorStream")()
 
 
-def _add(server: grpc.aio.Server, service: str, method: str, handler: grpc.RpcMethodHandler[Any, Any]) -> None:
-    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, {method: handler}),))
+# The methods whose handlers get or give encoded messages: service → method → (requests, responses).
+_RAW: dict[str, dict[str, tuple[bool, bool]]] = {
+    _EXPORT: {"ReadSnapshot": (False, True)},
+    _BACKUP: {"ReadBackup": (False, True)},
+    _STANDBY: {"MirrorStream": (True, True)},
+}
 
 
-def serve_read_snapshot(server: grpc.aio.Server, handler: Callable[..., AsyncIterator[bytes]]) -> None:
-    _add(
-        server,
-        _EXPORT,
-        "ReadSnapshot",
-        grpc.unary_stream_rpc_method_handler(handler, request_deserializer=export_pb2.ReadSnapshotRequest.FromString),
-    )
+class RawServer:
+    """Stands before the server while a generated `add_…_to_server` registers a service.
 
+    The handlers of the methods in `_RAW` then yield, and for MirrorStream read, encoded messages.
+    """
 
-def serve_read_backup(server: grpc.aio.Server, handler: Callable[..., AsyncIterator[bytes]]) -> None:
-    _add(
-        server,
-        _BACKUP,
-        "ReadBackup",
-        grpc.unary_stream_rpc_method_handler(handler, request_deserializer=backup_pb2.ReadBackupRequest.FromString),
-    )
+    def __init__(self, server: grpc.aio.Server) -> None:
+        self._server = server
 
+    def add_generic_rpc_handlers(self, handlers: object) -> None:
+        """The same handlers come once more by `add_registered_method_handlers`; these would not be raw."""
 
-def serve_mirror_stream(server: grpc.aio.Server, handler: Callable[..., Any]) -> None:
-    """`handler` reads encoded Frames and writes encoded Frames through its context."""
-    _add(server, _STANDBY, "MirrorStream", grpc.stream_stream_rpc_method_handler(handler))
+    def add_registered_method_handlers(self, service: str, handlers: dict[str, Any]) -> None:
+        raw = dict(handlers)
+        for method, (requests, responses) in _RAW[service].items():
+            if requests:
+                raw[method] = raw[method]._replace(request_deserializer=None)
+            if responses:
+                raw[method] = raw[method]._replace(response_serializer=None)
+        self._server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, raw),))
+        self._server.add_registered_method_handlers(service, raw)
