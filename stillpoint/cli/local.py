@@ -40,7 +40,9 @@ def local() -> None:
 @pass_invocation
 @asynchronous
 async def up(invocation: Invocation, directory: Path, volumes: tuple[VolumeSpec, ...], carrier: str | None) -> None:
-    """Start what does not run yet, make the volumes that are not there yet, wait until all are in sync.
+    """Start the nodes and make volumes.
+
+    What runs already is left alone, and so are volumes that are there. Ends when all of them are in sync.
 
     \b
     Example: standbyctl local up --dir /tmp/sp --volume vol1:256MiB

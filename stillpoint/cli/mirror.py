@@ -49,7 +49,9 @@ def mirror() -> None:
 @pass_invocation
 @asynchronous
 async def status(invocation: Invocation) -> None:
-    """Show the mirrors as the standby sees them; works while the primary is down.
+    """Show the mirrors as the standby sees them.
+
+    That works while the primary is down.
 
     \b
     Example: standbyctl mirror status

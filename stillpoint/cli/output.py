@@ -19,11 +19,12 @@ from rich.progress import (
     BarColumn,
     DownloadColumn,
     Progress,
+    ProgressColumn,
     SpinnerColumn,
+    Task,
     TaskID,
     TextColumn,
     TimeRemainingColumn,
-    TransferSpeedColumn,
 )
 from rich.table import Table
 from rich.text import Text
@@ -101,12 +102,20 @@ class Output:
             TextColumn("{task.description}"),
             BarColumn(bar_width=None),
             DownloadColumn(binary_units=True),
-            TransferSpeedColumn(),
+            _RateColumn(),
             TimeRemainingColumn(compact=True),
             console=Console(stderr=True),
             expand=False,
         ) as bars:
             yield _RichBar(bars, bars.add_task(title, total=total_bytes))
+
+
+class _RateColumn(ProgressColumn):
+    """The rate in the units of all other sizes here."""
+
+    def render(self, task: Task) -> Text:
+        rate = task.finished_speed or task.speed
+        return Text(f"{format_size(rate)}/s" if rate else "-", style="progress.data.speed")
 
 
 class _RichBar:
@@ -182,9 +191,11 @@ def plain_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 def _rich_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
     table = Table(box=None, pad_edge=False, header_style="bold")
     for name in columns:
-        table.add_column(
-            name.removesuffix(">"), justify="right" if name.endswith(">") else "left", no_wrap=name.endswith(">")
-        )
+        if name.endswith(">"):
+            table.add_column(name.removesuffix(">"), justify="right", no_wrap=True)
+        else:
+            # Folded, not cut: half a name is of no use.
+            table.add_column(name, overflow="fold")
     for row in rows:
         table.add_row(*(Text(cell or "-", style=style_of(cell)) for cell in row))
     return table
@@ -230,6 +241,10 @@ def format_seconds(seconds: float) -> str:
 
 def format_rate(total_bytes: int, seconds: float) -> str:
     return f"{format_size(total_bytes / seconds)}/s" if seconds > 0 else "-"
+
+
+def plural(count: int, noun: str) -> str:
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
 
 def enum_word(name: str, prefix: str) -> str:

@@ -86,7 +86,9 @@ def snapshot() -> None:
 @pass_invocation
 @asynchronous
 async def create(invocation: Invocation, volumes: tuple[str, ...], name: str | None, store: str | None) -> None:
-    """Take a snapshot; of several volumes, all at one and the same instant.
+    """Take a snapshot.
+
+    Of several volumes, all are taken at one and the same instant.
 
     \b
     Example: standbyctl snapshot create vol1 --name before-upgrade

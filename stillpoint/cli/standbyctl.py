@@ -9,7 +9,7 @@ import contextlib
 import os
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from types import FrameType
 
 import click
@@ -51,7 +51,11 @@ for command in (status, volume, snapshot, store, mirror, backup, local, demo):
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command line; the exit code."""
-    signal.signal(signal.SIGTERM, _stop)
+    with _stopping_in_order():
+        return _run(arguments)
+
+
+def _run(arguments: Sequence[str] | None) -> int:
     try:
         code = cli.main(args=arguments, prog_name=PROGRAM, standalone_mode=False)
         sys.stdout.flush()
@@ -112,6 +116,15 @@ def _leave_closed_pipe() -> int:
     return 1
 
 
-def _stop(number: int, frame: FrameType | None) -> None:
-    # Leaves by way of every `finally`, so that a demo takes its nodes down.
-    raise SystemExit(128 + number)
+@contextlib.contextmanager
+def _stopping_in_order() -> Iterator[None]:
+    """SIGTERM leaves by way of every `finally`, as Ctrl-C does, so that a demo takes its nodes down."""
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        raise SystemExit(128 + number)
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

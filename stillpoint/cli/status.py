@@ -21,7 +21,7 @@ from .command import Command as SharedCommand
 from .command import Invocation, asynchronous, pass_invocation
 from .mirror import mirror_document
 from .nodes import STATUS_TIMEOUT_S, Node, Nodes
-from .output import Output, format_age, format_seconds, iso_time
+from .output import Output, format_age, format_seconds, iso_time, plural
 from .store import store_document, used_cell
 from .volume import mode_word, pair_cell, volume_document
 
@@ -107,7 +107,9 @@ def _apart(volume: primary_pb2.Volume) -> str:
             parts.append(f"{format_size(pair.resync_rate)}/s")
             parts.append(f"{format_seconds(pair.dirty_bytes / pair.resync_rate)} left")
     else:
-        parts.append(f"the standby lacks {format_size(pair.dirty_bytes)}")
+        parts.append(
+            f"the standby lacks {format_size(pair.dirty_bytes)}" if pair.dirty_bytes else "nothing to copy yet"
+        )
         if pair.since_ns:
             parts.append(f"apart for {format_age(pair.since_ns)}")
     return ": ".join(filter(None, (", ".join(parts), pair.detail)))
@@ -191,7 +193,7 @@ def show_status(output: Output, state: ClusterState, only: str | None) -> None:
         )
     if state.backup:
         size = format_size(state.backup.repository_bytes)
-        output.line(f"\n{state.backup.backup_count} backups, {size} in {state.backup.repository}")
+        output.line(f"\n{plural(state.backup.backup_count, 'backup')}, {size} in {state.backup.repository}")
     output.line()
     problems = find_problems(state, only)
     for problem in problems:

@@ -11,6 +11,7 @@ from stillpoint.cli.output import (
     format_seconds,
     iso_time,
     plain_table,
+    plural,
     progress_line,
 )
 
@@ -70,6 +71,10 @@ def test_progress_line_has_share_rate_and_time_left() -> None:
 
 def test_progress_line_at_the_start_divides_by_nothing() -> None:
     assert progress_line("restoring", 0, 0, elapsed_s=0, finished=False) == "restoring: 0 B"
+
+
+def test_a_count_of_one_is_singular() -> None:
+    assert [plural(count, "backup") for count in (0, 1, 2)] == ["0 backups", "1 backup", "2 backups"]
 
 
 def test_progress_in_a_pipe_is_one_line_when_the_job_is_short() -> None:

@@ -44,6 +44,11 @@ def test_a_disconnected_pair_is_a_problem_that_says_how_much_the_standby_lacks()
     assert problem == "a is NOT IN SYNC, the standby lacks 5 MiB, apart for 2m: connection refused"
 
 
+def test_a_disconnected_pair_without_a_write_since_has_nothing_to_copy() -> None:
+    [problem] = find_problems(healthy(a=primary_pb2.Pair(state=primary_pb2.PAIR_STATE_DISCONNECTED)))
+    assert problem == "a is NOT IN SYNC, nothing to copy yet"
+
+
 def test_a_syncing_pair_is_a_problem_with_the_time_left() -> None:
     pair = primary_pb2.Pair(state=primary_pb2.PAIR_STATE_SYNCING, dirty_bytes=100 << 20, resync_rate=50 << 20)
     [problem] = find_problems(healthy(a=pair))
