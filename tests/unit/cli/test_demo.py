@@ -7,8 +7,11 @@ from pathlib import Path
 import pytest
 
 from stillpoint.cli import demo_image
-from stillpoint.cli.demo_image import BLOCK_SIZE, record
+from stillpoint.cli.demo_image import BLOCK_SIZE, Image, record
+from stillpoint.cli.demo_story import Narrator, Story
 from stillpoint.cli.demo_writer import Writer, find_instant
+from stillpoint.cli.local_cluster import LocalCluster
+from stillpoint.cli.output import Output
 from tests.support.requirements import requires_tools
 
 MIB = 1024 * 1024
@@ -108,3 +111,50 @@ def test_damage_to_the_filesystem_is_found(tmp_path: Path) -> None:
         file.seek(BLOCK_SIZE)
         file.write(b"\xff" * 64 * BLOCK_SIZE)
     assert demo_image.check_filesystem(image.path) is not None
+
+
+class ToldInstant(Story):
+    """A demonstration after its restore: everything but the proof has been done."""
+
+    def __init__(self, work: Path, image: Path, slots: tuple[int, ...], *, answered: int, begun: int) -> None:
+        size = image.stat().st_size
+        super().__init__(work, size, LocalCluster(work / "cluster"), Narrator(Output(), step_count=8))
+        self.image = Image(image, size, 0, 0, "", image, slots)
+        self._answered_before, self._begun_after = answered, begun
+
+    def prove(self, writer: Writer) -> list[str]:
+        self._check_instant(self.image, writer)
+        return self.failures
+
+
+@pytest.fixture
+def restored(volume: tuple[Path, tuple[int, ...]], tmp_path: Path) -> tuple[Path, Writer]:
+    """What 50 writes made of the volume, as `restored.img`; and who wrote them."""
+    path, slots = volume
+    shutil.copyfile(path, tmp_path / "restored.img")
+    return tmp_path / "restored.img", write_some(tmp_path / "restored.img", slots, 50)
+
+
+def test_an_exact_restore_is_proved(volume: tuple[Path, tuple[int, ...]], restored: tuple[Path, Writer]) -> None:
+    story = ToldInstant(volume[0].parent, *volume, answered=49, begun=51)
+    assert story.prove(restored[1]) == []
+    assert story.facts.writes_before_snapshot == 50
+
+
+def test_one_wrong_bit_anywhere_fails_the_proof(
+    volume: tuple[Path, tuple[int, ...]], restored: tuple[Path, Writer]
+) -> None:
+    outside_of_slots = BLOCK_SIZE + 5
+    with restored[0].open("r+b") as file:
+        file.seek(outside_of_slots)
+        file.write(b"\x01")
+    [failure] = ToldInstant(volume[0].parent, *volume, answered=49, begun=51).prove(restored[1])
+    assert f"at byte {outside_of_slots}" in failure
+
+
+@pytest.mark.parametrize(("answered", "begun"), [(51, 52), (10, 49)])
+def test_an_instant_before_or_after_the_snapshots_own_fails_the_proof(
+    volume: tuple[Path, tuple[int, ...]], restored: tuple[Path, Writer], answered: int, begun: int
+) -> None:
+    [failure] = ToldInstant(volume[0].parent, *volume, answered=answered, begun=begun).prove(restored[1])
+    assert "shows write 50" in failure
