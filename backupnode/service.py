@@ -14,7 +14,7 @@ from stillpoint.errors import InvalidRequest, PeerUnavailable
 from stillpoint.nbd.server import NbdServer
 from stillpoint.runtime import node_info
 from stillpoint.target import open_target
-from stillpoint.wire import chunks
+from stillpoint.wire import chunks, streams
 from stillpoint.wire.status import Context, answers
 from stillpoint.wire.v1 import backup_pb2, backup_pb2_grpc, common_pb2
 
@@ -60,12 +60,7 @@ class BackupService(backup_pb2_grpc.BackupServiceServicer):
         self._stopping = False
 
     def add_to(self, server: grpc.aio.Server) -> None:
-        backup_pb2_grpc.add_BackupServiceServicer_to_server(self, server)
-        # Its messages are coded by hand. Of two handlers registered for one method, the last one counts.
-        read_backup: grpc.RpcMethodHandler[Any, Any] = grpc.unary_stream_rpc_method_handler(
-            self.ReadBackup, request_deserializer=backup_pb2.ReadBackupRequest.FromString
-        )
-        server.add_registered_method_handlers(SERVICE_NAME, {"ReadBackup": read_backup})
+        backup_pb2_grpc.add_BackupServiceServicer_to_server(self, streams.RawServer(server))
 
     async def stop(self) -> None:
         """Cancel the jobs and wait until each has cleaned up after itself."""

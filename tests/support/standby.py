@@ -19,7 +19,7 @@ from stillpoint.devices import BlockDevice
 from stillpoint.errors import AlreadyExists, NotFound, PeerUnavailable
 from stillpoint.extents import Extent, split
 from stillpoint.runtime import serve_grpc
-from stillpoint.wire import chunks
+from stillpoint.wire import chunks, streams
 from stillpoint.wire.status import Context, answers
 from stillpoint.wire.v1 import common_pb2, export_pb2, export_pb2_grpc, standby_pb2, standby_pb2_grpc
 
@@ -42,13 +42,8 @@ class StandInStandby(standby_pb2_grpc.StandbyServiceServicer, export_pb2_grpc.Ex
     def add_to(self, server: grpc.aio.Server) -> None:
         add_standby: Any = standby_pb2_grpc.add_StandbyServiceServicer_to_server
         add_export: Any = export_pb2_grpc.add_ExportServiceServicer_to_server
-        add_standby(self, server)
-        add_export(self, server)
-        # Messages coded by hand take the place of the generated handler: of two for one method, the last one counts.
-        reading: grpc.RpcMethodHandler[Any, Any] = grpc.unary_stream_rpc_method_handler(
-            self.ReadSnapshot, request_deserializer=export_pb2.ReadSnapshotRequest.FromString
-        )
-        server.add_registered_method_handlers("stillpoint.wire.v1.ExportService", {"ReadSnapshot": reading})
+        add_standby(self, streams.RawServer(server))
+        add_export(self, streams.RawServer(server))
 
     @answers
     async def CreateSnapshot(self, request: standby_pb2.CreateSnapshotRequest, _: Context) -> standby_pb2.SnapshotList:

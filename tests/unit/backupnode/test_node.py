@@ -5,135 +5,27 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
-import socket
 import subprocess
 import sys
-import time
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import grpc
 import pytest
 
-from stillpoint.config import Address
-from stillpoint.devices import FileDevice
-from stillpoint.wire import chunks, streams
-from stillpoint.wire.channel import open_channel
-from stillpoint.wire.v1 import backup_pb2, backup_pb2_grpc, common_pb2
+from stillpoint.wire.v1 import backup_pb2, common_pb2
+from tests.support.backup_node import (
+    ROOT,
+    SIZE,
+    Node,
+    answer_to,
+    eventually,
+    eventually_async,
+    is_idle,
+    output_of,
+    with_node,
+)
 from tests.support.requirements import requires_tools
-from tests.support.standby import StandInStandby, serving
-
-SIZE = (24 << 20) + 4096
-ROOT = Path(__file__).resolve().parents[3]
-
-
-@dataclass
-class Node:
-    """A backup node process and what it works on. `start` may be called again after `kill`."""
-
-    folder: Path
-    standby: StandInStandby
-    standby_address: Address
-    image: bytes
-    grpc_address: Address = field(default_factory=lambda: Address("127.0.0.1", free_port()))
-    nbd_address: Address = field(default_factory=lambda: Address("127.0.0.1", free_port()))
-    process: asyncio.subprocess.Process | None = None
-
-    @property
-    def repository(self) -> Path:
-        return self.folder / "state" / "repository"
-
-    @property
-    def config(self) -> Path:
-        return self.folder / "backup.yaml"
-
-    def write_config(self) -> None:
-        self.config.write_text(
-            f"state_dir: {self.folder / 'state'}\n"
-            f"listen: {{grpc: '{self.grpc_address}', nbd: '{self.nbd_address}'}}\n"
-            f"standby: {{grpc: '{self.standby_address}', export_grpc: '{self.standby_address}'}}\n"
-        )
-
-    async def start(self) -> None:
-        self.write_config()
-        self.process = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "backupnode", "--config", str(self.config), cwd=ROOT
-        )
-        async with self.stub() as stub:
-            await stub.GetStatus(common_pb2.Empty(), wait_for_ready=True, timeout=20)
-
-    async def kill(self) -> None:
-        assert self.process is not None
-        self.process.kill()
-        await self.process.wait()
-
-    async def stop(self) -> int:
-        assert self.process is not None
-        self.process.terminate()
-        return await self.process.wait()
-
-    @asynccontextmanager
-    async def channel(self) -> AsyncIterator[grpc.aio.Channel]:
-        channel = open_channel(self.grpc_address)
-        try:
-            yield channel
-        finally:
-            await channel.close()
-
-    @asynccontextmanager
-    async def stub(self) -> AsyncIterator[Any]:
-        async with self.channel() as channel:
-            make_stub: Any = backup_pb2_grpc.BackupServiceStub
-            yield make_stub(channel)
-
-    async def back_up(self) -> backup_pb2.Backup:
-        async with self.stub() as stub:
-            events = [event async for event in stub.RunBackup(backup_pb2.RunBackupRequest(volume="vol1"))]
-        backup: backup_pb2.Backup = events[-1].backup
-        return backup
-
-    async def list_ids(self) -> list[str]:
-        async with self.stub() as stub:
-            listing = await stub.ListBackups(backup_pb2.ListBackupsRequest())
-        assert not listing.damaged
-        return [backup.id for backup in listing.backups]
-
-    async def read(self, backup: str) -> bytes:
-        image = bytearray(SIZE)
-        async with self.channel() as channel:
-            async for message in streams.read_backup(channel, backup_pb2.ReadBackupRequest(id=backup)):
-                chunk = chunks.decode(message)
-                image[chunk.offset : chunk.offset + len(chunk.data)] = chunk.data
-        return bytes(image)
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port: int = server.getsockname()[1]
-        return port
-
-
-def with_node(folder: Path, body: Callable[[Node], Awaitable[None]]) -> None:
-    async def main() -> None:
-        device = FileDevice.create(folder / "volume", SIZE)
-        source = random.Random(1)
-        device.write(1000, [source.randbytes(9 << 20)])
-        device.write(15 << 20, [b"some text, " * 700_000])
-        standby = StandInStandby({"vol1": device})
-        async with serving(standby) as address:
-            node = Node(folder, standby, address, (folder / "volume").read_bytes())
-            try:
-                await node.start()
-                await body(node)
-            finally:
-                if node.process is not None and node.process.returncode is None:
-                    await node.kill()
-                device.close()
-
-    asyncio.run(main())
 
 
 def test_run_list_read_verify_restore_delete(tmp_path: Path) -> None:
@@ -206,7 +98,7 @@ def test_a_cancelled_call_stops_the_backup_and_leaves_nothing(tmp_path: Path) ->
             await eventually(lambda: not node.standby.snapshots)
             await eventually(lambda: [path.name for path in node.repository.iterdir()] == ["repository"])
             node.standby.delay_s = 0
-            await eventually_async(lambda: _is_idle(stub))
+            await eventually_async(lambda: is_idle(stub))
         assert await node.read((await node.back_up()).id) == node.image
 
     with_node(tmp_path, body)
@@ -297,34 +189,3 @@ def test_a_second_node_on_the_state_directory_or_port_is_refused(tmp_path: Path)
         assert answer.returncode == 2 and "did you mean 'listen'" in answer.stderr
 
     with_node(tmp_path, body)
-
-
-async def output_of(*command: str) -> bytes:
-    process = await asyncio.create_subprocess_exec(*command, stdout=subprocess.PIPE)
-    output, _ = await process.communicate()
-    assert process.returncode == 0
-    return output
-
-
-async def answer_to(call: Any) -> list[Any]:
-    """The one message, or all of the stream."""
-    return [message async for message in call] if hasattr(call, "__aiter__") else [await call]
-
-
-async def _is_idle(stub: Any) -> bool:
-    status: backup_pb2.BackupStatus = await stub.GetStatus(common_pb2.Empty())
-    return status.running == 0
-
-
-async def eventually(condition: Callable[[], bool]) -> None:
-    async def met() -> bool:
-        return condition()
-
-    await eventually_async(met)
-
-
-async def eventually_async(condition: Callable[[], Awaitable[bool]]) -> None:
-    deadline = time.monotonic() + 10
-    while not await condition():
-        assert time.monotonic() < deadline, "it does not come true"
-        await asyncio.sleep(0.02)
