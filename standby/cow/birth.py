@@ -13,12 +13,15 @@ Invariants:
 
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
 from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
+
+from stillpoint.errors import DeviceError
 
 from .mapped_file import MappedFile, rounded_to_pages
 
@@ -33,6 +36,7 @@ class BirthMap:
 
     def __init__(self, file: MappedFile, block_count: int) -> None:
         self._file = file
+        self._failed: OSError | None = None
         self.block_count = block_count
         self.scalars = file.view.cast("I")
         self.array: Generations = np.frombuffer(file.view, dtype="<u4", count=block_count)
@@ -87,8 +91,16 @@ class BirthMap:
         np.maximum.at(self.array, blocks, generations)
 
     def synchronize(self) -> None:
-        """Raises OSError."""
-        self._file.synchronize()
+        """Make every birth stored so far durable. Raises DeviceError, and for ever after: a lost write stays lost."""
+        if self._failed is None:
+            try:
+                self._file.synchronize()
+            except OSError as error:
+                self._failed = error
+        if self._failed is not None:
+            raise DeviceError(
+                f"flushing the birth map failed: {self._failed.strerror}", self._failed.errno or errno.EIO
+            ) from self._failed
 
     def close(self) -> None:
         self.scalars = memoryview(b"").cast("I")

@@ -13,6 +13,7 @@ Invariants, and where a crash may strike:
 
 from __future__ import annotations
 
+import contextlib
 import enum
 import errno
 import json
@@ -25,6 +26,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, TypeAlias
 
+from stillpoint.devices import linux
 from stillpoint.devices.file import fsync_folder
 from stillpoint.errors import DataCorrupt, DeviceError
 
@@ -35,6 +37,7 @@ VERSION: Final = 1  # 1: the first; we read and write 1
 HEADER: Final = struct.Struct("<IHHIIQ")  # magic, version, type, length of the whole record, crc, sequence
 _CRC_OFFSET: Final = 12
 _RECORD_MAX: Final = 1 << 16
+_MARGIN: Final = 64 << 10  # bytes reserved behind the log
 _COMPACT_AT: Final = 1 << 20  # bytes; well above what SNAPSHOTS_MAX snapshots need, so a short log stays short
 
 Fields: TypeAlias = dict[str, Any]
@@ -123,7 +126,10 @@ class Catalog:
         self._end = end
         self._sequence = sequence
         self._failed = ""
+        self._reserved = 0
         self._lock = threading.Lock()
+        if descriptor >= 0:
+            self._reserve()
 
     @classmethod
     def create(cls, path: Path, volume: Fields) -> Catalog:
@@ -171,11 +177,20 @@ class Catalog:
             self._sequence += 1
             if self._end > _COMPACT_AT:
                 self._replace()
+            else:
+                self._reserve()
 
     def close(self) -> None:
         descriptor, self._descriptor = self._descriptor, -1
         if descriptor >= 0:
             os.close(descriptor)
+
+    def _reserve(self) -> None:
+        """Keep room for the next records, so that snapshots can be given up when the disk is full."""
+        if self._end + _MARGIN // 2 > self._reserved:
+            with contextlib.suppress(OSError):  # not every file system can; an append may then meet the full disk
+                linux.fallocate(self._descriptor, linux.KEEP_SIZE, self._end, _MARGIN)
+                self._reserved = self._end + _MARGIN
 
     def _write(self, data: bytes) -> None:
         if os.pwrite(self._descriptor, data, self._end) != len(data):
@@ -204,6 +219,8 @@ class Catalog:
         self._descriptor = descriptor
         self._end = len(data)
         self._sequence = len(records)
+        self._reserved = 0
+        self._reserve()
 
     def _fail(self, error: OSError) -> DeviceError:
         self._failed = error.strerror or str(error)

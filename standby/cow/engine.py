@@ -142,6 +142,7 @@ class SnapshotEngine(WriteStream):
         volume.snapshots[generation] = snapshot
         volume.maps[generation] = records
         volume.live = (*volume.live, generation)
+        volume.store_newest[home.name] = generation
         volume.current += 1
         self._refresh()
         self._close_stage()
@@ -261,7 +262,7 @@ class SnapshotEngine(WriteStream):
     def uses_store(self, store: UUID) -> bool:
         """Whether a live snapshot may have blocks in that store."""
         found = self._volume.stores.by_uuid(store)
-        return found is not None and any(self._may_use(generation, found) for generation in self._volume.live)
+        return found is not None and any(self._volume.may_use(generation, found) for generation in self._volume.live)
 
     async def bookmark(self, name: str, snapshot: str) -> Bookmark:
         """Remember the snapshot's instant under `name`, durably. Raises InvalidRequest, AlreadyExists, NotFound."""

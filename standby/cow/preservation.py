@@ -12,6 +12,8 @@ Invariants of a LoggedStore, and where a crash may strike:
   a superblock points there. Superblocks alternate, so a torn one leaves its predecessor and the old half intact.
 - A slot is freed by `release` after the step that freed it is durable (R4). A record is dead when no live snapshot is
   in its interval; dead records stay dead, so a reused slot is never claimed twice.
+- Before a freed slot can be reused, a durable MARK says that the records so far are durable: checking the CRC of a
+  batch whose slot has gone to another block would end the log in front of records that are needed.
 - After a failed write or flush the store is out of service (`failed`), but for a full disk beneath it, which is
   StoreFull: nothing was preserved and the mirror has not changed.
 """
@@ -94,7 +96,7 @@ class PreservationStore:
 
     def recovered(self, volume: UUID) -> Records:
         """The records of this volume from before the store was opened, dead ones too, oldest first."""
-        return np.empty(0, dtype=RECORD)
+        return _no_records()
 
     def adopt(self, volume: UUID, live: LiveGenerations) -> None:
         """Keep what the live snapshots of this volume need; what they do not need is free.
@@ -113,16 +115,17 @@ class PreservationStore:
             zero = zero_rows(images.data, images.block_size)
             addresses: Addresses = np.full(len(images.blocks), ALL_ZEROES, dtype="<u8")
             stored = np.flatnonzero(~zero)
-            slots = self._allocate(len(stored), images.block_size)
-            addresses[stored] = slots
+            slots: Addresses = np.empty(0, dtype="<u8")
             try:
+                slots = self._allocate(len(stored), images.block_size)
+                addresses[stored] = slots
                 self._write_blocks(images, stored, slots)
                 self._log(images, addresses, zero)
             except DeviceError as error:
                 self._allocator.free(slots, images.block_size)
                 if error.errno in _NO_SPACE:
                     raise StoreFull(f"store {self.name}: {error}") from error
-                self.failed = str(error)
+                self.failed = self.failed or str(error)
                 raise
             except StoreFull:
                 self._allocator.free(slots, images.block_size)
@@ -254,7 +257,7 @@ class LoggedStore(PreservationStore):
     def forget(self, volume: UUID) -> None:
         with self._lock:
             self._live.pop(volume, None)
-            self._append(BatchType.FORGET, volume, UNIT_SIZE, np.empty(0, dtype=RECORD))
+            self._append(BatchType.FORGET, volume, UNIT_SIZE, _no_records())
         self.synchronize()
 
     def volumes_recovered(self) -> frozenset[UUID]:
@@ -268,17 +271,34 @@ class LoggedStore(PreservationStore):
 
     def _settle(self) -> None:
         """From now on slots are given out; volumes not adopted by now keep whole segments until the next start."""
+        # What died with the last run (a snapshot that was never finished) is free from here on.
+        self._mark()
         used = {size: np.concatenate(slots) for size, slots in self._adopted.items()}
         withheld = [_slots_of(batch.records, batch.block_size) for rest in self._recovered.values() for batch in rest]
         self._allocator.rebuild(used, np.concatenate(withheld) if withheld else np.empty(0, dtype="<u8"))
         self._adopted.clear()
         self._settled = True
 
+    def _mark(self) -> None:
+        """Before slots change hands: say durably that every record so far is durable."""
+        self._append(BatchType.MARK, UUID(int=0), UNIT_SIZE, _no_records())
+        self.device.flush()
+        self._durable_sequence = self._next_sequence - 1
+
     def release(self, addresses: Addresses, block_size: int) -> None:
-        with self._lock:
-            if not self._settled:
-                self._settle()
-        super().release(addresses, block_size)
+        if not len(addresses):
+            return
+        try:
+            with self._lock:
+                if not self._settled:
+                    self._settle()
+                self._mark()
+        except DeviceError as error:
+            self.failed = self.failed or str(error)
+        except StoreFull:
+            pass  # the slots stay taken until the next start, which frees what no snapshot needs
+        else:
+            super().release(addresses, block_size)
 
     def _log(self, images: PreImages, addresses: Addresses, zero: npt.NDArray[np.bool_]) -> None:
         starts = _record_starts(images, addresses, zero)
@@ -357,7 +377,7 @@ class LoggedStore(PreservationStore):
             self._next_sequence = batch.sequence + 1
             if batch.type is BatchType.FORGET:
                 self._recovered.pop(batch.volume, None)
-            else:
+            elif batch.type is BatchType.PRESERVE:
                 self._recovered[batch.volume].append(batch)
         # What was read may still be in the page cache only; from now on it is relied upon.
         self.device.flush()
@@ -400,6 +420,10 @@ def zero_rows(data: memoryview, block_size: int) -> npt.NDArray[np.bool_]:
     for row in np.flatnonzero(zero).tolist():
         zero[row] = not words[row].any()
     return zero
+
+
+def _no_records() -> Records:
+    return np.empty(0, dtype=RECORD)
 
 
 def _needed(batches: Iterator[Batch], live: dict[UUID, LiveGenerations]) -> Iterator[tuple[UUID, int, Records]]:

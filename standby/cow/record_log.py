@@ -57,6 +57,7 @@ Records: TypeAlias = npt.NDArray[np.void]
 class BatchType(enum.IntEnum):
     PRESERVE = 1
     FORGET = 2  # every earlier record of that volume is dead: the volume was deleted
+    MARK = 3  # no records; says by its header that all before it is durable, so that slots may be reused
 
 
 _BATCH_TYPES: Final = frozenset(int(kind) for kind in BatchType)

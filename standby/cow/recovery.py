@@ -156,16 +156,12 @@ def _open(
         bookmarks={mark: _bookmark(name, fields) for mark, fields in state.bookmarks.items()},
         maps=_build_maps(folder / MAPS_FOLDER, entries, live, state, block_size),
         live=live,
+        store_newest=_store_newest(state, stores),
     )
     for store in stores.opened():
         store.adopt(incarnation, lambda: volume.live)
     volume.publish()
-    try:
-        births.synchronize()
-    except OSError as error:
-        raise DeviceError(
-            f"volume {name}: flushing the birth map failed: {error.strerror}", error.errno or 5
-        ) from error
+    births.synchronize()
     catalog.append(Event.OPENED, boot=boot)
     return volume
 
@@ -195,6 +191,11 @@ def _lost_snapshots(state: CatalogState, stores: StoreDirectory) -> dict[int, st
                 generation: reason for generation in _valid(state) if generation <= newest and generation not in lost
             }
     return lost
+
+
+def _store_newest(state: CatalogState, stores: StoreDirectory) -> dict[str, int]:
+    named = ((stores.by_uuid(UUID(uuid)), newest) for uuid, newest in state.stores.items())
+    return {store.name: newest for store, newest in named if store is not None}
 
 
 def _none() -> record_log.Records:

@@ -62,8 +62,11 @@ class Retirement:
         volume.publish()
         await self._free()
 
-    async def invalidate(self, reason: str) -> None:
-        """Keep the name, with the reason. Never fails: if even the catalog cannot be written, no slot is freed."""
+    async def invalidate(self, reason: str) -> bool:
+        """Keep the name, with the reason. False: the catalog cannot be written, so this is not durable.
+
+        No slot is freed then.
+        """
         volume, generation = self._volume, self._generation
         recorded = volume.snapshots[generation].state is not SnapshotState.CREATING
         self._leave(reason)
@@ -80,6 +83,7 @@ class Retirement:
         volume.publish()
         if durable:
             await self._free()
+        return durable
 
     async def abandon(self, *, free: bool) -> None:
         """A snapshot that was cut and never became durable: nobody was told of it.

@@ -11,7 +11,7 @@ Invariants:
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -65,6 +65,7 @@ class Volume:
     bookmarks: dict[str, Bookmark]
     maps: dict[int, ArrayMap]  # of live snapshots, and of one that is leaving
     live: tuple[int, ...] = ()
+    store_newest: dict[str, int] = field(default_factory=dict)  # by name: the newest generation that ever used it
 
     @property
     def shift(self) -> int:
@@ -89,6 +90,15 @@ class Volume:
 
     def store_of(self, generation: int) -> PreservationStore | None:
         return self.stores.get_open(self.snapshots[generation].store)
+
+    def may_use(self, generation: int, store: PreservationStore) -> bool:
+        """Whether blocks that this snapshot sees may be in that store."""
+        own = self.store_of(generation)
+        if own is store:
+            return True
+        # Blocks went to the stores of newer snapshots, but those of a durable snapshot never into memory.
+        shares = store.durable or own is None or not own.durable
+        return shares and generation <= self.store_newest.get(store.name, NO_GENERATION)
 
     def older_than(self, generation: int) -> int:
         """The newest live snapshot before this one, or NO_GENERATION."""

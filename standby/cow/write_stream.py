@@ -23,7 +23,7 @@ from stillpoint.errors import DeviceError, StoreFull
 from stillpoint.extents import check_range
 
 from . import preserver
-from .preservation import PreImages, PreservationStore
+from .preservation import PreImages
 from .preserver import Failure, Trouble
 from .retiring import Retirement
 from .stage import MARK_MAX, Change, Marks, Stage, overlay
@@ -225,27 +225,39 @@ class WriteStream:
         store = failure.store
         if store is None or failure.trouble is Trouble.MIRROR_UNREADABLE:
             return live[:1] if failure.trouble is Trouble.MAP_FULL else live
-        using = [generation for generation in live if self._may_use(generation, store)]
-        return using[:1] if failure.trouble is Trouble.STORE_FULL else using
-
-    def _may_use(self, generation: int, store: PreservationStore) -> bool:
-        """Whether blocks that this live snapshot sees may be in the store."""
-        if not store.durable:
-            return self._volume.store_of(generation) is store
-        return generation <= self._volume.catalog.state.stores.get(str(store.uuid), NO_GENERATION) or (
-            self._volume.store_of(generation) is store
-        )
+        using = [generation for generation in live if self._volume.may_use(generation, store)]
+        if failure.trouble is Trouble.STORE_FAILED:
+            return using
+        return using[:1] or live[:1]
 
     async def _invalidate(self, generation: int, reason: str) -> None:
         if generation not in self._volume.live:
             return
         retirement = Retirement(self._volume, generation, run=self._run)
-        await retirement.invalidate(reason)
+        recorded = await retirement.invalidate(reason)
         self._refresh()
         for victim in retirement.victims:
             await self._invalidate(victim, "no space for the association map")
+        if not recorded:
+            await self._disown_snapshots()
 
-    # -- plumbing
+    async def _disown_snapshots(self) -> None:
+        """The catalog cannot say that snapshots ended, so let the birth map say it.
+
+        With every block born now and no records for that, the next start finds no snapshot proven. That must be
+        durable before anything is overwritten, else the mirror must stop.
+        """
+        while self._volume.live:
+            retirement = Retirement(self._volume, self._volume.live[0], run=self._run)
+            await retirement.invalidate("the snapshot catalog cannot be written")
+        self._refresh()
+        self._volume.births.array[:] = self._volume.current
+        try:
+            await self._run(self._volume.births.synchronize)
+        except DeviceError as error:
+            self._failed = error
+            self._refresh()
+            raise
 
     def _refresh(self) -> None:
         """Take over what the hot path keeps at hand. Needed after every change of `live`, `current` or the size."""
@@ -272,4 +284,4 @@ class WriteStream:
     def _done(self, task: asyncio.Task[Any]) -> None:
         self._tasks.discard(task)
         if not task.cancelled():
-            task.exception()  # its caller may be gone; what went wrong is in `_failed` or was logged by nobody's need
+            task.exception()  # looked at, as its caller may be gone; a failed mirror is remembered in `_failed`

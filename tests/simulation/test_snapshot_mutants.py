@@ -1,0 +1,196 @@
+"""Deliberate faults in copies of the real engine: each must be caught by the crash histories, or they prove nothing."""
+
+from __future__ import annotations
+
+import importlib
+import shutil
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+import standby.cow
+from tests.simulation.cow_world import History
+
+_HISTORIES_MAX = 400
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """In `file`, `good` is replaced by `bad`."""
+
+    name: str
+    file: str
+    good: str
+    bad: str
+
+
+MUTANTS = (
+    Mutant(
+        "in-place write before the pre-image is durable",
+        "preserver.py",
+        "            store.synchronize()\n",
+        "            pass\n",
+    ),
+    Mutant(
+        "a trim does not count as a write",
+        "write_stream.py",
+        "            self._volume.births.array[first : last + 1] = self._current\n            change",
+        "            if not change.is_trim:\n"
+        "                self._volume.births.array[first : last + 1] = self._current\n"
+        "            change",
+    ),
+    Mutant(
+        "a delete frees a record that the previous snapshot still needs",
+        "retiring.py",
+        "moves = born.astype(np.int64) <= heir",
+        "moves = born.astype(np.int64) < heir",
+    ),
+    Mutant(
+        "a delete does not hand records to the previous snapshot",
+        "retiring.py",
+        "volume.maps[heir].put_many(blocks[moves], addresses[moves], born[moves])",
+        "pass",
+    ),
+    Mutant(
+        "a block born in the newest snapshot's generation is not preserved",
+        "preserver.py",
+        "durable = born.astype(np.int64) <= targets.durable_to",
+        "durable = born.astype(np.int64) < targets.durable_to",
+    ),
+    Mutant(
+        "the hot path takes a block of the newest snapshot's generation for new",
+        "write_stream.py",
+        "if born > self._newest and not marked:",
+        "if born >= self._newest and not marked:",
+    ),
+    Mutant(
+        "recovery does not take new births from the log",
+        "recovery.py",
+        "            births.raise_to(part.blocks, part.new_birth)\n",
+        "            pass\n",
+    ),
+    Mutant(
+        "births that cannot be proven are believed",
+        "recovery.py",
+        "    if state.boot not in (None, boot):\n",
+        "    if False:\n",
+    ),
+    Mutant(
+        "a write overtakes a staged one",
+        "write_stream.py",
+        "            if born > self._newest and not marked:",
+        "            if born > self._newest:",
+    ),
+    Mutant(
+        "marks of staged blocks are never looked at",
+        "write_stream.py",
+        "if not self._marks.any(first, last) and self._preserve_at_once(first, last):",
+        "if self._preserve_at_once(first, last):",
+    ),
+    Mutant(
+        "a snapshot is answered before the mirror is flushed",
+        "engine.py",
+        "            await self.flush()\n            await self._run(self._volume.births.synchronize)",
+        "            await self.commit()\n            await self._run(self._volume.births.synchronize)",
+    ),
+    Mutant(
+        "a snapshot is answered before the birth map is flushed",
+        "engine.py",
+        "            await self.flush()\n            await self._run(self._volume.births.synchronize)",
+        "            await self.flush()",
+    ),
+    Mutant(
+        "a snapshot is answered before it is durable",
+        "engine.py",
+        "                await self._run(lambda: self._append_created(snapshot))\n",
+        "",
+    ),
+    Mutant(
+        "a slot is reused before the deletion is durable",
+        "retiring.py",
+        '        self._leave("")\n        try:\n            await self._run(',
+        '        self._leave("")\n        await self._dissolve()\n        await self._free()\n        try:\n'
+        "            await self._run(",
+    ),
+    Mutant(
+        "a torn last batch is believed",
+        "preservation.py",
+        "if batch.sequence > durable and not self._is_intact(batch):",
+        "if False:",
+    ),
+    Mutant(
+        "the superblock points to records that are not durable",
+        "preservation.py",
+        "            self.device.flush()\n            self.device.write(offset,",
+        "            self.device.write(offset,",
+    ),
+    Mutant(
+        "slots change hands without a mark",
+        "preservation.py",
+        '        """Before slots change hands: say durably that every record so far is durable."""\n',
+        "        return\n",
+    ),
+    Mutant(
+        "compaction drops records that are needed",
+        "preservation.py",
+        'records = records[record_log.owners(records["born"], records["to"], generations()) != -1]',
+        'records = records[np.isin(records["to"], generations())]',
+    ),
+    Mutant(
+        "changed extents forget the births in records",
+        "changed.py",
+        "            as_of[blocks] = born\n",
+        "            pass\n",
+    ),
+    Mutant(
+        "changed extents are off by one",
+        "changed.py",
+        "as_of > base",
+        "as_of > base + 1",
+    ),
+    Mutant(
+        "memory is taken for durable",
+        "volume.py",
+        "if (store := self.store_of(generation)) and store.durable]",
+        "if (store := self.store_of(generation))]",
+    ),
+    Mutant(
+        "a stage spans a cut",
+        "engine.py",
+        "        self._close_stage()\n        volume.publish()\n        return PendingSnapshot(snapshot)",
+        "        volume.publish()\n        return PendingSnapshot(snapshot)",
+    ),
+)
+
+
+@pytest.fixture
+def mutated(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[ModuleType]:
+    mutant: Mutant = request.param
+    package = f"cow_mutant_{MUTANTS.index(mutant)}"
+    folder = tmp_path / package
+    shutil.copytree(Path(standby.cow.__file__).parent, folder, ignore=shutil.ignore_patterns("__pycache__"))
+    source = (folder / mutant.file).read_text()
+    assert mutant.good in source, f"the fault {mutant.name!r} does not apply any more"
+    (folder / mutant.file).write_text(source.replace(mutant.good, mutant.bad))
+    sys.path.insert(0, str(tmp_path))
+    try:
+        yield importlib.import_module(package)
+    finally:
+        sys.path.remove(str(tmp_path))
+        for name in [name for name in sys.modules if name.split(".")[0] == package]:
+            del sys.modules[name]
+
+
+@pytest.mark.parametrize("mutated", MUTANTS, ids=lambda mutant: mutant.name, indirect=True)
+def test_a_deliberate_fault_is_caught(mutated: ModuleType) -> None:
+    for seed in range(_HISTORIES_MAX):
+        try:
+            History(mutated, seed).run()
+        except Exception as error:  # noqa: BLE001 - whatever it breaks, it was caught
+            print(f"caught by seed {seed}: {type(error).__name__}: {error}")
+            return
+    pytest.fail(f"not caught by {_HISTORIES_MAX} histories")
