@@ -88,7 +88,9 @@ class Puller:
             self._taken.add(name)
             try:
                 await self.sweep()
-                await self._standby.create_snapshot(name)
+                if not await self._standby.create_snapshot(name):
+                    # Still the volume as of some instant, only an older one than the operator may think.
+                    logger.warning("volume %s is backed up as the standby last had it: it is not in sync", volume)
                 return await self._pull(name, report)
             finally:
                 await self._release(name)

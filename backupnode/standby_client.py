@@ -58,10 +58,12 @@ class StandbyClient:
         self._standby = standby_stub(self._standby_channel)
         self._export = export_stub(self._export_channel)
 
-    async def create_snapshot(self, snapshot: SnapshotName) -> None:
+    async def create_snapshot(self, snapshot: SnapshotName) -> bool:
+        """Whether the standby's mirror was in sync with the volume at that instant."""
         request = standby_pb2.CreateSnapshotRequest(volumes=[snapshot.volume], name=snapshot.name)
         with _named_errors(self._standby_peer):
-            await self._standby.CreateSnapshot(request, timeout=_CALL_TIMEOUT_S)
+            answer = await self._standby.CreateSnapshot(request, timeout=_CALL_TIMEOUT_S)
+        return all(made.in_sync for made in answer.snapshots)
 
     async def delete_snapshot(self, snapshot: SnapshotName) -> None:
         request = standby_pb2.SnapshotName(volume=snapshot.volume, name=snapshot.name)

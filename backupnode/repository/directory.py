@@ -3,8 +3,8 @@
 Invariants:
 - A backup exists if and only if its manifest does. The manifest is made after everything it speaks of is durable, and
   goes, durably, before anything it speaks of.
-- Files in the making are locked (flock) by whoever makes them. What is unlocked and belongs to no manifest is left over
-  from a crash, and is removed when the repository is opened.
+- One process at a time has it open. Files in the making are locked (flock) by whoever makes them: what is unlocked and
+  belongs to no manifest is left over from a crash, and is removed when the repository is opened.
 - Only names that pass `parse_backup_id` become paths.
 """
 
@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import fcntl
 import logging
 import os
 import time
@@ -22,7 +23,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
-from stillpoint.errors import AlreadyExists, DataCorrupt, InvalidRequest, NotFound, Refused, StillpointError
+from stillpoint.errors import AlreadyExists, DataCorrupt, InUse, InvalidRequest, NotFound, Refused, StillpointError
 
 from .backup_id import BackupId, new_backup_id, parse_backup_id
 from .data_file import DataFile
@@ -47,9 +48,10 @@ class DirectoryRepository:
     """A Repository under one directory. Made by `open_directory`."""
 
     def __init__(
-        self, root: Path, document: dict[str, Any], *, level: int, threads: int, clock: Callable[[], int]
+        self, root: Path, document: dict[str, Any], *, lock: int, level: int, threads: int, clock: Callable[[], int]
     ) -> None:
         self._root = root
+        self._lock = lock
         self._uuid = str(document["uuid"])
         self._chunk_size = int(document["chunk_size"])
         self._level = level
@@ -103,6 +105,9 @@ class DirectoryRepository:
 
     async def close(self) -> None:
         self._executor.shutdown(wait=False, cancel_futures=True)
+        lock, self._lock = self._lock, -1
+        if lock >= 0:
+            os.close(lock)
 
     def sweep(self) -> None:
         """Remove what a crashed writer, or a crash in the middle of a deletion, left behind."""
@@ -210,14 +215,20 @@ async def open_directory(
     """Open the repository at `root`, making it when there is none, and remove leftovers of crashes.
 
     level: of zstd. chunk_size: of a new repository; an existing one keeps its own. threads: for compression.
-    Raises Refused when the directory holds something else, or a format this program does not know; DeviceError.
+    Raises InUse when another process has it open, Refused when the directory holds something else or a format this
+    program does not know, DataCorrupt, DeviceError.
     """
     threads = threads or min(4, os.cpu_count() or 1)
 
     def work() -> DirectoryRepository:
         document = _read_or_make_format(root, chunk_size=chunk_size, clock=clock)
-        repository = DirectoryRepository(root, document, level=level, threads=threads, clock=clock)
-        repository.sweep()
+        lock = _lock(root)
+        try:
+            repository = DirectoryRepository(root, document, lock=lock, level=level, threads=threads, clock=clock)
+            repository.sweep()
+        except BaseException:
+            os.close(lock)
+            raise
         return repository
 
     return await asyncio.to_thread(work)
@@ -239,6 +250,19 @@ def _read_or_make_format(root: Path, *, chunk_size: int, clock: Callable[[], int
         return unseal(SealedKind.REPOSITORY, _read_small(path, missing=f"{path}: does not exist"))
     except (DataCorrupt, Refused) as error:
         raise type(error)(f"the repository {root} cannot be used: its file {_FORMAT_FILE!r}: {error}") from None
+
+
+def _lock(root: Path) -> int:
+    """The descriptor that holds the repository: two nodes on one would take each other's snapshots for leftovers."""
+    path = root / _FORMAT_FILE
+    with system_errors("locking it", path):
+        descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(descriptor)
+            raise InUse(f"the repository {root} is in use by another process") from None
+    return descriptor
 
 
 def _id_of(path: Path) -> BackupId | None:

@@ -59,6 +59,7 @@ class StandInStandby(standby_pb2_grpc.StandbyServiceServicer, export_pb2_grpc.Ex
             uuid=f"uuid-{self.created_count}",
             state=standby_pb2.SNAPSHOT_STATE_ACTIVE,
             size=self.volumes[volume].size,
+            in_sync=True,
             created_ns=time.time_ns(),
         )
         self.snapshots[volume, request.name] = snapshot

@@ -1,4 +1,4 @@
-"""The directory repository's files: crashes at every step, sweeping, and what it is told by the disk."""
+"""The directory repository's files: locks, sweeping, what the disk says, and names."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import asyncio
 import os
 import random
 import subprocess
-import sys
 import threading
 from pathlib import Path
 
@@ -15,97 +14,61 @@ import pytest
 from backupnode.repository import BackupWriter, Origin, open_directory, parse_backup_id
 from backupnode.repository.backup_id import new_backup_id
 from backupnode.repository.folder import create_locked, remove_if_unheld
-from stillpoint.errors import DeviceError, InvalidRequest
+from stillpoint.errors import DeviceError, InUse, InvalidRequest
 from tests.conformance.test_repositories import read_all, store
+from tests.support.requirements import requires_root
 
 IMAGE = random.Random(1).randbytes(100_000)
-ROOT = Path(__file__).resolve().parents[3]
-
-# Commits one backup undisturbed, then dies at the given call of the system while it commits a second, notes that the
-# first was verified, and deletes the first.
-CRASHER = """
-import asyncio, os, random, sys
-from pathlib import Path
-from backupnode.repository import Origin, open_directory
-
-async def store(repository, image):
-    writer = await repository.begin(Origin("vol1", "u", "s", len(image), 1))
-    await writer.write(image)
-    return (await writer.commit(received_bytes=0)).id
-
-async def main():
-    image = random.Random(1).randbytes(100_000)
-    repository = await open_directory(Path(sys.argv[1]), chunk_size=4096)
-    first = await store(repository, image)
-    print(first, flush=True)
-    left = int(sys.argv[2])
-    def dying(call):
-        def wrapped(*arguments, **options):
-            nonlocal left
-            left -= 1
-            if not left:
-                os._exit(9)
-            return call(*arguments, **options)
-        return wrapped
-    for name in ("open", "pwritev", "fsync", "link", "unlink", "rename", "replace"):
-        setattr(os, name, dying(getattr(os, name)))
-    print(await store(repository, image), flush=True)
-    await repository.record_verified(first, 5)
-    await repository.delete(first)
-    print("deleted", flush=True)
-    await repository.close()
-
-asyncio.run(main())
-"""
 
 
-@pytest.mark.slow
-def test_a_crash_at_any_step_leaves_whole_backups_and_nothing_else(tmp_path: Path) -> None:
-    for step in range(1, 200):
-        folder = tmp_path / str(step)
-        command = [sys.executable, "-c", CRASHER, str(folder), str(step)]
-        run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
-        said = run.stdout.split()
-        asyncio.run(_check_after_crash(folder, said))
-        if run.returncode == 0:
-            assert step > 15, "the crashes were not where the work is done"
-            return
-        assert run.returncode == 9, run.stderr
-    pytest.fail("the work never ended")
-
-
-async def _check_after_crash(folder: Path, said: list[str]) -> None:
-    repository = await open_directory(folder)
-    listing = await repository.list()
-    listed = [record.id for record in listing.backups]
-    assert not listing.damaged
-    first, *rest = said
-    if "deleted" in rest:
-        assert first not in listed
-    if rest:
-        assert rest[0] in listed, "a backup that was committed is gone"
-    else:
-        assert first in listed
-    for backup in listed:
-        assert await read_all(repository, backup) == IMAGE
-    names = {name for name in os.listdir(folder) if not name.endswith(".verified")}
-    assert names == {"repository"} | {f"{backup}{suffix}" for backup in listed for suffix in (".data", ".manifest")}
-    assert await read_all(repository, (await store(repository, IMAGE)).id) == IMAGE
-    await repository.close()
-
-
-def test_a_backup_being_written_by_another_process_is_not_swept(tmp_path: Path) -> None:
+def test_a_backup_being_written_is_not_swept(tmp_path: Path) -> None:
     async def main() -> None:
-        writing = await open_directory(tmp_path)
-        writer = await writing.begin(Origin("vol1", "u", "s", len(IMAGE), 1))
+        repository = await open_directory(tmp_path)
+        writer = await repository.begin(Origin("vol1", "u", "s", len(IMAGE), 1))
         await writer.write(IMAGE)
-        other = await open_directory(tmp_path)
+        repository.sweep()
         record = await writer.commit(received_bytes=0)
-        assert await read_all(other, record.id) == IMAGE
-        await writing.close()
-        await other.close()
+        repository.sweep()
+        assert await read_all(repository, record.id) == IMAGE
+        await repository.close()
 
     asyncio.run(main())
+
+
+def test_a_repository_is_open_once_at_a_time(tmp_path: Path) -> None:
+    async def main() -> None:
+        repository = await open_directory(tmp_path)
+        with pytest.raises(InUse, match=f"the repository {tmp_path} is in use"):
+            await open_directory(tmp_path)
+        await repository.close()
+        await (await open_directory(tmp_path)).close()
+
+    asyncio.run(main())
+
+
+@requires_root
+def test_a_full_disk_fails_the_backup_and_the_next_one_works_when_there_is_room(tmp_path: Path) -> None:
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(tmp_path)], check=True)
+
+    async def main() -> None:
+        repository = await open_directory(tmp_path)
+        kept = await store(repository, IMAGE)
+        writer = await repository.begin(Origin("vol1", "u", "s", 8 << 20, 1))
+        noise = random.Random(1).randbytes(8 << 20)
+        with pytest.raises(DeviceError, match="No space left on device"):
+            await _write_and_commit(writer, noise)
+        await writer.abort()
+        assert (await repository.list()).backups == [kept]
+        assert len(os.listdir(tmp_path)) == 3
+        await asyncio.to_thread(subprocess.run, ["mount", "-o", "remount,size=16m", str(tmp_path)], check=True)
+        assert await read_all(repository, (await store(repository, noise)).id) == noise
+        assert await read_all(repository, kept.id) == IMAGE
+        await repository.close()
+
+    try:
+        asyncio.run(main())
+    finally:
+        subprocess.run(["umount", str(tmp_path)], check=True)
 
 
 def test_leftovers_are_swept_and_files_of_others_are_not(tmp_path: Path) -> None:
