@@ -49,7 +49,10 @@ class BackupDevice:
 
     def try_read_into(self, offset: int, buffer: memoryview) -> bool:
         check_range(offset=offset, length=len(buffer), size=self.size)
-        with self._lock:
+        # Whoever holds the lock may be waiting for the disk.
+        if not self._lock.acquire(blocking=False):
+            return False
+        try:
             if self._reader is None:
                 return False
             chunk_size = self._reader.chunk_size
@@ -58,6 +61,8 @@ class BackupDevice:
                 return False
             for extent in extents:
                 _copy(self._cache[extent.offset // chunk_size], extent, chunk_size, buffer[extent.offset - offset :])
+        finally:
+            self._lock.release()
         return True
 
     def read_into(self, offset: int, buffer: memoryview) -> None:

@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import aclosing, contextmanager
 from dataclasses import dataclass
+from typing import Final
 
 from stillpoint.config import check_name
 from stillpoint.errors import InvalidRequest, NotFound, PeerUnavailable, ProtocolError, Refused, StillpointError
@@ -26,6 +27,9 @@ from .repository import BackupRecord, BackupWriter, Origin, Repository
 from .standby_client import DamagedInTransit, SnapshotDescription, SnapshotName, StandbyClient
 
 logger = logging.getLogger(__name__)
+
+# Backups at once; each may hold 20 MiB. More of them wait for their turn, before they take their snapshots.
+_RUNNING_MAX: Final = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +65,7 @@ class Puller:
         self._retry = retry or RetryPolicy()
         self._clock = clock
         self._running: set[str] = set()
+        self._turns = asyncio.Semaphore(_RUNNING_MAX)
         self._taken: set[SnapshotName] = set()
         self._releases: set[asyncio.Task[None]] = set()
         # Another backup node of the same standby has another repository, and so another mark.
@@ -81,19 +86,23 @@ class Puller:
         if snapshot:
             check_name(snapshot, "snapshot")
         with self._only_one(volume):
-            if snapshot:
-                return await self._pull(SnapshotName(volume, snapshot), report)
             report(Progress("snapshot"))
-            name = SnapshotName(volume, f"{self._mark}{_stamp(self._clock())}")
-            self._taken.add(name)
-            try:
-                await self.sweep()
-                if not await self._standby.create_snapshot(name):
-                    # Still the volume as of some instant, only an older one than the operator may think.
-                    logger.warning("volume %s is backed up as the standby last had it: it is not in sync", volume)
-                return await self._pull(name, report)
-            finally:
-                await self._release(name)
+            async with self._turns:
+                return await self._run(volume, snapshot, report)
+
+    async def _run(self, volume: str, snapshot: str, report: Report) -> BackupRecord:
+        if snapshot:
+            return await self._pull(SnapshotName(volume, snapshot), report)
+        await self.sweep()
+        name = SnapshotName(volume, f"{self._mark}{_stamp(self._clock())}")
+        self._taken.add(name)
+        try:
+            if not await self._standby.create_snapshot(name):
+                # Still the volume as of some instant, only an older one than the operator may think.
+                logger.warning("volume %s is backed up as the standby last had it: it is not in sync", volume)
+            return await self._pull(name, report)
+        finally:
+            await self._release(name)
 
     async def sweep(self) -> None:
         """Delete the snapshots that backups of this repository left on the standby. Raises PeerUnavailable."""

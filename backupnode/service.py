@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
 from concurrent.futures import Executor
-from contextlib import aclosing
+from contextlib import aclosing, contextmanager
 from typing import Any, Final, TypeVar
 
 import grpc
 
-from stillpoint.errors import InvalidRequest, PeerUnavailable
+from stillpoint.errors import InvalidRequest, PeerUnavailable, Refused
 from stillpoint.nbd.server import NbdServer
 from stillpoint.runtime import node_info
 from stillpoint.target import open_target
@@ -23,12 +23,14 @@ from .progress import Progress, Report
 from .puller import Puller
 from .repository import BackupRecord, Repository, parse_backup_id
 from .restore import restore, verify
-from .streaming import stream
+from .streaming import Piece, stream
 
 SERVICE_NAME: Final = "stillpoint.wire.v1.BackupService"
 
 # Between two messages of a stream of progress.
 _PROGRESS_INTERVAL_S: Final = 0.2
+# Backups being verified, restored or read at once; each may hold 12 MiB.
+_READING_MAX: Final = 8
 
 T = TypeVar("T")
 
@@ -58,6 +60,7 @@ class BackupService(backup_pb2_grpc.BackupServiceServicer):
         self._nbd_address = nbd_address
         self._jobs: set[asyncio.Task[Any]] = set()
         self._stopping = False
+        self._reading_count = 0
 
     def add_to(self, server: grpc.aio.Server) -> None:
         backup_pb2_grpc.add_BackupServiceServicer_to_server(self, streams.RawServer(server))
@@ -75,10 +78,13 @@ class BackupService(backup_pb2_grpc.BackupServiceServicer):
         async def send(progress: Progress) -> None:
             await context.write(backup_pb2.BackupEvent(progress=progress_message(progress)))
 
-        record = await self._run_job(
-            lambda report: self._puller.run(request.volume, snapshot=request.snapshot, report=report), send
-        )
-        self._exports.add(record)
+        async def job(report: Report) -> BackupRecord:
+            record = await self._puller.run(request.volume, snapshot=request.snapshot, report=report)
+            # Here, so that it is exported also when nobody waits for the answer any more.
+            self._exports.add(record)
+            return record
+
+        record = await self._run_job(job, send)
         await context.write(backup_pb2.BackupEvent(backup=backup_message(record)))
 
     @answers
@@ -104,7 +110,8 @@ class BackupService(backup_pb2_grpc.BackupServiceServicer):
     @answers
     async def VerifyBackup(self, request: backup_pb2.BackupId, context: Context) -> None:
         backup = parse_backup_id(request.id)
-        await self._run_counted(lambda report: verify(self._repository, backup, self._executor, report), context)
+        with self._reading():
+            await self._run_counted(lambda report: verify(self._repository, backup, self._executor, report), context)
 
     @answers
     async def RestoreBackup(self, request: backup_pb2.RestoreBackupRequest, context: Context) -> None:
@@ -120,20 +127,20 @@ class BackupService(backup_pb2_grpc.BackupServiceServicer):
             finally:
                 reader.close()
 
-        await self._run_counted(job, context)
+        with self._reading():
+            await self._run_counted(job, context)
 
     @answers
     async def ReadBackup(self, request: backup_pb2.ReadBackupRequest, _: Context) -> AsyncIterator[bytes]:
-        reader = await asyncio.to_thread(self._repository.open, parse_backup_id(request.id))
-        try:
-            async with aclosing(stream(reader, self._executor)) as pieces:
-                async for piece in pieces:
-                    if piece.data is None:
-                        yield chunks.encode_hole(piece.offset, piece.length)
-                    else:
-                        yield chunks.encode_data(piece.offset, piece.data)
-        finally:
-            reader.close()
+        backup = parse_backup_id(request.id)
+        with self._reading():
+            reader = await asyncio.to_thread(self._repository.open, backup)
+            try:
+                async with aclosing(stream(reader, self._executor)) as pieces:
+                    async for piece in pieces:
+                        yield _encode(piece)
+            finally:
+                reader.close()
 
     @answers
     async def GetStatus(self, _request: common_pb2.Empty, _: Context) -> backup_pb2.BackupStatus:
@@ -147,6 +154,17 @@ class BackupService(backup_pb2_grpc.BackupServiceServicer):
             nbd_address=self._nbd_address,
             running=self._puller.running,
         )
+
+    @contextmanager
+    def _reading(self) -> Iterator[None]:
+        """Raises Refused when the memory set aside for reading is taken."""
+        if self._reading_count >= _READING_MAX:
+            raise Refused(f"the backup node is reading {_READING_MAX} backups already; wait until one of them is done")
+        self._reading_count += 1
+        try:
+            yield
+        finally:
+            self._reading_count -= 1
 
     async def _run_counted(self, job: Callable[[Report], Coroutine[Any, Any, None]], context: Context) -> None:
         """Run a job that only reports progress; the last message says that it is done."""
@@ -193,6 +211,12 @@ class BackupService(backup_pb2_grpc.BackupServiceServicer):
         if task.cancelled():
             raise PeerUnavailable("the backup node is stopping")
         return task.result()
+
+
+def _encode(piece: Piece) -> bytes:
+    if piece.data is None:
+        return chunks.encode_hole(piece.offset, piece.length)
+    return chunks.encode_data(piece.offset, piece.data)
 
 
 def progress_message(progress: Progress, *, done: bool = False) -> common_pb2.Progress:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import random
 from pathlib import Path
@@ -110,6 +111,26 @@ def test_clients_that_leave_in_the_middle_of_a_stream_cost_nothing(tmp_path: Pat
             await read_a_little()
         await eventually(lambda: open_data_files() == 0)
         assert await node.read(made.id) == node.image
+
+    with_node(tmp_path, body)
+
+
+def test_more_readers_than_there_is_memory_for_are_refused(tmp_path: Path) -> None:
+    async def body(node: Node) -> None:
+        made = await node.back_up()
+        request = backup_pb2.ReadBackupRequest(id=made.id)
+        async with node.channel() as channel:
+            waiting = [aiter(streams.read_backup(channel, request)) for _ in range(8)]
+            for messages in waiting:
+                await anext(messages)
+            with pytest.raises(grpc.aio.AioRpcError, match="reading 8 backups already"):
+                await node.read(made.id)
+        async with asyncio.timeout(10):
+            while True:
+                with contextlib.suppress(grpc.aio.AioRpcError):
+                    assert await node.read(made.id) == node.image
+                    break
+                await asyncio.sleep(0.1)
 
     with_node(tmp_path, body)
 
