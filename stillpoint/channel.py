@@ -162,7 +162,6 @@ class Channel:
             if count == 0:
                 self._end_with(None)
                 return
-            whole = count == len(target)
             if fill is not None:
                 self._filled(count)
             else:
@@ -170,8 +169,13 @@ class Channel:
                 self._show()
             if self._dead or self._closing or self._paused:
                 return
-            if not whole and not (self._tls and self._tls_pending()):
-                return  # the socket is empty: waiting costs less than asking again
+        # uvloop reports a reset that comes together with data once, and then never again: only a socket that said it
+        # is empty may be left to the loop.
+        self._loop.call_soon(self._read_on)
+
+    def _read_on(self) -> None:
+        if self._reading:
+            self._readable()
 
     def _make_room(self) -> bool:
         """Keep the free part of the buffer at its end; unconsumed bytes are a partial message, so short."""

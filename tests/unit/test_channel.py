@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 import socket
+import struct
 from collections.abc import Callable
 
 import pytest
@@ -225,5 +226,24 @@ def test_a_peer_that_vanishes_ends_the_channel_once(run: Callable[..., object]) 
         sender.send(b"late")
         sender.flush()
         sender.close()
+
+    run(main())
+
+
+def test_a_reset_right_behind_data_ends_the_channel(run: Callable[..., object]) -> None:
+    async def main() -> None:
+        listener = socket.create_server(("127.0.0.1", 0))
+        peer = socket.create_connection(listener.getsockname())
+        accepted, _ = listener.accept()
+        listener.close()
+        receiver = Collector()
+        Channel(accepted, receiver).start()
+        peer.sendall(b"half a message")
+        # Linger of zero seconds: closing sends a reset instead of an orderly end.
+        peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        peer.close()
+        async with asyncio.timeout(5):
+            assert isinstance(await receiver.end, ConnectionResetError)
+        assert receiver.data in (b"", b"half a message")
 
     run(main())
