@@ -117,7 +117,7 @@ class BackupService(backup_pb2_grpc.BackupServiceServicer):
     async def RestoreBackup(self, request: backup_pb2.RestoreBackupRequest, context: Context) -> None:
         backup = parse_backup_id(request.id)
         if "://" not in request.target and not request.target.startswith("/"):
-            raise InvalidRequest(f"{request.target!r}: the backup node needs an absolute path or an nbd:// URI")
+            raise InvalidRequest(f"{request.target[:200]!r}: the backup node needs an absolute path or an nbd:// URI")
 
         async def job(report: Report) -> None:
             reader = await asyncio.to_thread(self._repository.open, backup)

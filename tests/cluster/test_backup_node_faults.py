@@ -53,6 +53,27 @@ def test_damage_is_told_by_verify_restore_and_read_and_the_next_backup_is_whole(
     with_node(tmp_path, body)
 
 
+def test_a_damaged_manifest_is_listed_as_damaged_also_after_a_restart_and_can_be_deleted(tmp_path: Path) -> None:
+    async def body(node: Node) -> None:
+        damaged, kept = (await node.back_up()).id, (await node.back_up()).id
+        manifest = node.repository / f"{damaged}.manifest"
+        manifest.write_bytes(manifest.read_bytes()[:-1])
+        await node.kill()
+        await node.start()
+        async with node.stub() as stub:
+            listing = await stub.ListBackups(backup_pb2.ListBackupsRequest())
+            assert [backup.id for backup in listing.backups] == [kept]
+            assert list(listing.damaged) == [damaged]
+            with pytest.raises(grpc.aio.AioRpcError) as raised:
+                await stub.GetBackup(backup_pb2.BackupId(id=damaged))
+            assert raised.value.code() is grpc.StatusCode.DATA_LOSS
+            await stub.DeleteBackup(backup_pb2.BackupId(id=damaged))
+        assert await node.list_ids() == [kept]
+        assert await node.read(kept) == node.image
+
+    with_node(tmp_path, body)
+
+
 def test_a_restore_refuses_what_would_be_overwritten(tmp_path: Path) -> None:
     async def body(node: Node) -> None:
         made = await node.back_up()

@@ -293,3 +293,13 @@ def test_a_server_that_goes_away_fails_the_restore() -> None:
         await target.abort()
 
     asyncio.run(main())
+
+
+def test_a_file_system_without_links_works_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def link(*_: object) -> None:
+        raise OSError(errno.EPERM, os.strerror(errno.EPERM))
+
+    monkeypatch.setattr(os, "link", link)
+    asyncio.run(write_image(str(tmp_path / "out.img")))
+    assert (tmp_path / "out.img").read_bytes() == IMAGE
+    assert os.listdir(tmp_path) == ["out.img"]
