@@ -216,12 +216,12 @@ class _Connection:
     def drained(self) -> None:
         if self._transmission is not None:
             self._transmission.drained()
-        else:
+        elif not self.gone.is_set():
             self._channel.resume_reading()
 
     def closed(self, error: Exception | None) -> None:
         if isinstance(error, ProtocolError):
-            _log.warning("an NBD connection was closed: %s", error)
+            _log.info("an NBD connection was closed: %s", error)
         elif error is not None and not isinstance(error, OSError):
             _log.error("an NBD connection failed: %s", error, exc_info=error)
         self._cancel_timer()
@@ -238,15 +238,19 @@ class _Connection:
     def _leave(self) -> None:
         self.gone.set()
         self._forget(self)
+        # Channel and connection know each other; left alone, their buffers would wait for the garbage collector.
+        del self._channel
+        self._transmission = None
 
     def stop(self) -> None:
         if self._transmission is not None:
             self._transmission.stop()
-        else:
+        elif not self.gone.is_set():
             self._channel.close()
 
     def abort(self) -> None:
-        self._channel.abort()
+        if not self.gone.is_set():
+            self._channel.abort()
 
     def _handshake_too_long(self) -> None:
         self._timer = None
