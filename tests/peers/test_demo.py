@@ -41,7 +41,8 @@ def test_the_demo_in_a_directory_can_be_kept_and_says_it_in_json(tmp_path: Path)
         run_standbyctl("local", "down", "--dir", directory / "cluster")
 
 
-def test_ctrl_c_takes_everything_down(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_an_interrupted_demo_takes_everything_down(tmp_path: Path, number: signal.Signals, code: int) -> None:
     directory = tmp_path / "demo"
     with subprocess.Popen(
         [*STANDBYCTL, "demo", "--size", "64MiB", "--dir", str(directory)],
@@ -53,9 +54,9 @@ def test_ctrl_c_takes_everything_down(tmp_path: Path) -> None:
         while "[4/8]" not in process.stderr.readline():
             assert process.poll() is None
         time.sleep(0.2)
-        process.send_signal(signal.SIGINT)
+        process.send_signal(number)
         _, error = process.communicate(timeout=60)
-    assert process.returncode == 130
+    assert process.returncode == code
     assert "Traceback" not in error
     assert not directory.exists()
     running = subprocess.run(["pgrep", "-f", str(directory)], capture_output=True, text=True, check=False)
