@@ -7,6 +7,7 @@ the new list. A store's number is in every address of every map, so a number is 
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import zlib
@@ -122,12 +123,13 @@ class StoreDirectory:
         wanted = DEFAULT_STORE if name is None else name
         if wanted not in self._definitions and wanted == DEFAULT_STORE:
             return self.create(DEFAULT_STORE, kind=FILE, size=self._default_size)
-        if wanted in self._failed:
-            raise DeviceError(f"store {wanted} is out of service: {self._failed[wanted]}", 5)
-        try:
-            return self._stores[wanted]
-        except KeyError:
-            raise NotFound(f"store {wanted}: does not exist") from None
+        store = self._stores.get(wanted)
+        failed = self._failed.get(wanted, "") if store is None else store.failed
+        if failed:
+            raise DeviceError(f"store {wanted} is out of service: {failed}", errno.EIO)
+        if store is None:
+            raise NotFound(f"store {wanted}: does not exist")
+        return store
 
     def get_open(self, name: str) -> PreservationStore | None:
         """The store of that name if it is in service, or was when it was opened."""

@@ -218,7 +218,7 @@ class World:
 
         catalog.Catalog.append, birth.BirthMap.synchronize = stepping_append, stepping_synchronize
         # A log this small fills every few batches, so that switching halves is part of every history.
-        preservation._LOG_SHARE, preservation._LOG_SIZE_MIN = 1 << 20, 8192
+        preservation._LOG_SHARE, preservation._LOG_SIZE_MIN = 1 << 20, 4096
         try:
             yield
         finally:
@@ -295,7 +295,7 @@ def to_stamps(image: bytes) -> npt.NDArray[np.uint64]:
 class History:
     """One random life of a volume: changes, snapshots, deletions, restarts, crashes; checked against the model."""
 
-    def __init__(self, cow: Any, seed: int, *, steps: int = 120, crashes: int = 3) -> None:
+    def __init__(self, cow: Any, seed: int, *, steps: int = 40, crashes: int = 5) -> None:
         self.cow = cow
         self.choose = random.Random(seed)
         self.steps = steps
@@ -323,9 +323,7 @@ class History:
         asyncio.get_running_loop().set_exception_handler(lambda loop, context: None)
         engine = world.start()
         for _ in range(self.crashes + 1):
-            world.arm(
-                self.choose.choice((self.choose.randrange(1, 150), 10_000)), keeps_page_cache=self.choose.random() < 0.3
-            )
+            world.arm(self.choose.choice((20, 60, 150, 10_000)), keeps_page_cache=self.choose.random() < 0.3)
             try:
                 for _ in range(self.steps):
                     await self._step(world, engine)

@@ -13,7 +13,7 @@ import pytest
 import standby.cow
 from tests.simulation.cow_world import History
 
-_HISTORIES = int(os.environ.get("SNAPSHOT_HISTORIES", "120"))
+_HISTORIES = int(os.environ.get("SNAPSHOT_HISTORIES", "200"))
 _FIRST_SEED = int(os.environ.get("SNAPSHOT_SEED", "0"))
 
 
