@@ -74,9 +74,12 @@ class DescriptorDevice:
                 self._can_ask_for_cached_only = False
                 # tmpfs knows no RWF_NOWAIT, and needs none.
                 self._is_memory = linux.is_tmpfs(self._descriptor)
-        if self._is_memory:
-            self.read_into(offset, buffer)
-        return self._is_memory
+        if not self._is_memory:
+            return False
+        try:
+            return os.preadv(self._descriptor, (buffer,), offset) == length
+        except OSError as error:
+            raise self._error("read", offset, length, error) from error
 
     def read_into(self, offset: int, buffer: memoryview) -> None:
         length = len(buffer)

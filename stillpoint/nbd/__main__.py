@@ -41,7 +41,7 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m stillpoint.nbd",
         description="Serve a file or block device over NBD. Started by socket activation, it serves the sockets it is"
-        " given; otherwise it listens where told. It prints the URI when clients may connect.",
+        " given; otherwise it listens where told, and prints the URI when clients may connect.",
     )
     parser.add_argument(
         "--file", required=True, action="append", metavar="PATH", help="what to serve; several are served as one disk"
@@ -62,16 +62,16 @@ async def _serve(device: BlockDevice, options: argparse.Namespace) -> None:
     stopped = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stopped.set)
-    listeners = activated_sockets()
-    if not listeners:
-        listeners = [listen_unix(options.unix) if options.unix else listen_tcp(options.host, options.port)]
+    activated = activated_sockets()
+    listeners = activated or [listen_unix(options.unix) if options.unix else listen_tcp(options.host, options.port)]
     address = uri(listeners[0], options.export)
     # Not a `with`: leaving one would wait for a thread that a dying disk may never let go.
     executor = ThreadPoolExecutor(_THREADS, thread_name_prefix="nbd")
     export = DeviceExport(options.export, device, executor, description=device.description)
     server = NbdServer({options.export: export}, executor)
     server.listen(listeners)
-    print(address, flush=True)
+    if not activated:  # whoever handed us the sockets knows where they are, and owns standard output
+        print(address, flush=True)
     await stopped.wait()
     if not await server.stop():
         print("python -m stillpoint.nbd: the device still works on requests; giving up on it", file=sys.stderr)
