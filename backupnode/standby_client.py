@@ -66,7 +66,7 @@ class StandbyClient:
         return all(made.in_sync for made in answer.snapshots)
 
     async def delete_snapshot(self, snapshot: SnapshotName) -> None:
-        request = standby_pb2.SnapshotName(volume=snapshot.volume, name=snapshot.name)
+        request = standby_pb2.DeleteSnapshotRequest(volume=snapshot.volume, name=snapshot.name)
         with _named_errors(self._standby_peer):
             await self._standby.DeleteSnapshot(request, timeout=_CALL_TIMEOUT_S)
 

@@ -206,8 +206,11 @@ class StandbyNode:
             await self._publish(volume)
         return list(snapshots)
 
-    async def delete_snapshot(self, volume: str, name: str) -> None:
+    async def delete_snapshot(self, volume: str, name: str, *, bookmark: str) -> None:
+        """bookmark: not empty: remember the instant under this name, durably, before the snapshot goes."""
         mirror = self.mirror(volume)
+        if bookmark:
+            await mirror.engine.bookmark(bookmark, name)
         await mirror.engine.delete(name)
         await self._publish(volume)
 

@@ -15,7 +15,7 @@ from stillpoint.wire import streams
 from stillpoint.wire.status import Context, answers
 from stillpoint.wire.v1 import common_pb2, standby_pb2, standby_pb2_grpc
 
-from .cow import Snapshot, SnapshotState, SnapshotStatistics, StoreStatistics
+from .cow import Bookmark, Snapshot, SnapshotState, StoreStatistics
 from .mirror import Mirror, MirrorState
 from .node import StandbyNode
 
@@ -127,13 +127,38 @@ class StandbyService(standby_pb2_grpc.StandbyServiceServicer):
         return await self._describe(self._node.mirror(request.volume).engine.get(request.name))
 
     @answers
-    async def DeleteSnapshot(self, request: standby_pb2.SnapshotName, context: Context) -> common_pb2.Empty:
-        await self._node.delete_snapshot(request.volume, request.name)
+    async def DeleteSnapshot(self, request: standby_pb2.DeleteSnapshotRequest, context: Context) -> common_pb2.Empty:
+        await self._node.delete_snapshot(request.volume, request.name, bookmark=request.bookmark)
+        return common_pb2.Empty()
+
+    @answers
+    async def ProtectSnapshot(
+        self, request: standby_pb2.ProtectSnapshotRequest, context: Context
+    ) -> standby_pb2.Snapshot:
+        engine = self._node.mirror(request.volume).engine
+        return await self._describe(await engine.protect(request.name, request.protected))
+
+    @answers
+    async def ListBookmarks(
+        self, request: standby_pb2.ListBookmarksRequest, context: Context
+    ) -> standby_pb2.BookmarkList:
+        names = [request.volume] if request.volume else sorted(self._node.mirrors)
+        return standby_pb2.BookmarkList(
+            bookmarks=[
+                describe_bookmark(bookmark) for name in names for bookmark in self._node.mirror(name).engine.bookmarks()
+            ]
+        )
+
+    @answers
+    async def DeleteBookmark(self, request: standby_pb2.BookmarkName, context: Context) -> common_pb2.Empty:
+        await self._node.mirror(request.volume).engine.delete_bookmark(request.name)
         return common_pb2.Empty()
 
     async def _describe(self, snapshot: Snapshot) -> standby_pb2.Snapshot:
         mirror = self._node.mirror(snapshot.volume)
-        return describe_snapshot(snapshot, mirror, await mirror.engine.statistics(snapshot.name))
+        counted = snapshot.state is SnapshotState.ACTIVE
+        blocks = (await mirror.engine.statistics(snapshot.name)).blocks_preserved if counted else 0
+        return describe_snapshot(snapshot, mirror, preserved_blocks=blocks)
 
     # --- stores
 
@@ -199,7 +224,7 @@ def describe_mirror(mirror: Mirror) -> standby_pb2.Mirror:
     )
 
 
-def describe_snapshot(snapshot: Snapshot, mirror: Mirror, statistics: SnapshotStatistics) -> standby_pb2.Snapshot:
+def describe_snapshot(snapshot: Snapshot, mirror: Mirror, *, preserved_blocks: int) -> standby_pb2.Snapshot:
     block_size = mirror.record.block_size
     return standby_pb2.Snapshot(
         volume=snapshot.volume,
@@ -211,10 +236,22 @@ def describe_snapshot(snapshot: Snapshot, mirror: Mirror, statistics: SnapshotSt
         created_ns=snapshot.created_ns,
         generation=snapshot.generation,
         store=snapshot.store,
-        preserved_blocks=statistics.blocks_preserved,
-        preserved_bytes=statistics.blocks_preserved * block_size,
+        preserved_blocks=preserved_blocks,
+        preserved_bytes=preserved_blocks * block_size,
         in_sync=mirror.state is MirrorState.IN_SYNC,
         block_size=block_size,
+        protected=snapshot.protected,
+    )
+
+
+def describe_bookmark(bookmark: Bookmark) -> standby_pb2.Bookmark:
+    return standby_pb2.Bookmark(
+        volume=bookmark.volume,
+        name=bookmark.name,
+        incarnation=str(bookmark.incarnation),
+        generation=bookmark.generation,
+        created_ns=bookmark.created_ns,
+        snapshot_uuid=str(bookmark.snapshot),
     )
 
 

@@ -190,7 +190,7 @@ async def delete(invocation: Invocation, identity: SnapshotId, yes: bool) -> Non
     """
     confirm(f"Delete the snapshot {identity}?", yes=yes)
     async with invocation.nodes() as nodes:
-        request = standby_pb2.SnapshotName(volume=identity.volume, name=identity.name)
+        request = standby_pb2.DeleteSnapshotRequest(volume=identity.volume, name=identity.name)
         await nodes.standby.call("DeleteSnapshot", request, common_pb2.Empty)
     if invocation.output.as_json:
         invocation.output.document({"deleted": str(identity)})

@@ -70,7 +70,7 @@ class StandInStandby(standby_pb2_grpc.StandbyServiceServicer, export_pb2_grpc.Ex
         return standby_pb2.SnapshotList(snapshots=list(self.snapshots.values()))
 
     @answers
-    async def DeleteSnapshot(self, request: standby_pb2.SnapshotName, _: Context) -> common_pb2.Empty:
+    async def DeleteSnapshot(self, request: standby_pb2.DeleteSnapshotRequest, _: Context) -> common_pb2.Empty:
         self._snapshot(request.volume, request.name)
         del self.snapshots[request.volume, request.name]
         return common_pb2.Empty()

@@ -1,7 +1,8 @@
 from stillpoint.wire.v1 import common_pb2 as _common_pb2
+from google.protobuf.internal import containers as _containers
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
-from collections.abc import Mapping as _Mapping
+from collections.abc import Iterable as _Iterable, Mapping as _Mapping
 from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 
 DESCRIPTOR: _descriptor.FileDescriptor
@@ -20,6 +21,30 @@ class ReadSnapshotRequest(_message.Message):
     message_size: int
     def __init__(self, volume: _Optional[str] = ..., snapshot: _Optional[str] = ..., offset: _Optional[int] = ..., length: _Optional[int] = ..., message_size: _Optional[int] = ...) -> None: ...
 
+class ChangedExtentsRequest(_message.Message):
+    __slots__ = ("volume", "snapshot", "base", "base_incarnation", "base_generation")
+    VOLUME_FIELD_NUMBER: _ClassVar[int]
+    SNAPSHOT_FIELD_NUMBER: _ClassVar[int]
+    BASE_FIELD_NUMBER: _ClassVar[int]
+    BASE_INCARNATION_FIELD_NUMBER: _ClassVar[int]
+    BASE_GENERATION_FIELD_NUMBER: _ClassVar[int]
+    volume: str
+    snapshot: str
+    base: str
+    base_incarnation: str
+    base_generation: int
+    def __init__(self, volume: _Optional[str] = ..., snapshot: _Optional[str] = ..., base: _Optional[str] = ..., base_incarnation: _Optional[str] = ..., base_generation: _Optional[int] = ...) -> None: ...
+
+class ChangedExtentsPart(_message.Message):
+    __slots__ = ("known", "offsets", "lengths")
+    KNOWN_FIELD_NUMBER: _ClassVar[int]
+    OFFSETS_FIELD_NUMBER: _ClassVar[int]
+    LENGTHS_FIELD_NUMBER: _ClassVar[int]
+    known: bool
+    offsets: _containers.RepeatedScalarFieldContainer[int]
+    lengths: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, known: bool = ..., offsets: _Optional[_Iterable[int]] = ..., lengths: _Optional[_Iterable[int]] = ...) -> None: ...
+
 class DescribeSnapshotRequest(_message.Message):
     __slots__ = ("volume", "snapshot")
     VOLUME_FIELD_NUMBER: _ClassVar[int]
@@ -29,7 +54,7 @@ class DescribeSnapshotRequest(_message.Message):
     def __init__(self, volume: _Optional[str] = ..., snapshot: _Optional[str] = ...) -> None: ...
 
 class SnapshotDescription(_message.Message):
-    __slots__ = ("volume", "snapshot", "snapshot_uuid", "volume_uuid", "size", "block_size", "created_ns")
+    __slots__ = ("volume", "snapshot", "snapshot_uuid", "volume_uuid", "size", "block_size", "created_ns", "incarnation", "generation")
     VOLUME_FIELD_NUMBER: _ClassVar[int]
     SNAPSHOT_FIELD_NUMBER: _ClassVar[int]
     SNAPSHOT_UUID_FIELD_NUMBER: _ClassVar[int]
@@ -37,6 +62,8 @@ class SnapshotDescription(_message.Message):
     SIZE_FIELD_NUMBER: _ClassVar[int]
     BLOCK_SIZE_FIELD_NUMBER: _ClassVar[int]
     CREATED_NS_FIELD_NUMBER: _ClassVar[int]
+    INCARNATION_FIELD_NUMBER: _ClassVar[int]
+    GENERATION_FIELD_NUMBER: _ClassVar[int]
     volume: str
     snapshot: str
     snapshot_uuid: str
@@ -44,7 +71,9 @@ class SnapshotDescription(_message.Message):
     size: int
     block_size: int
     created_ns: int
-    def __init__(self, volume: _Optional[str] = ..., snapshot: _Optional[str] = ..., snapshot_uuid: _Optional[str] = ..., volume_uuid: _Optional[str] = ..., size: _Optional[int] = ..., block_size: _Optional[int] = ..., created_ns: _Optional[int] = ...) -> None: ...
+    incarnation: str
+    generation: int
+    def __init__(self, volume: _Optional[str] = ..., snapshot: _Optional[str] = ..., snapshot_uuid: _Optional[str] = ..., volume_uuid: _Optional[str] = ..., size: _Optional[int] = ..., block_size: _Optional[int] = ..., created_ns: _Optional[int] = ..., incarnation: _Optional[str] = ..., generation: _Optional[int] = ...) -> None: ...
 
 class ExportStatus(_message.Message):
     __slots__ = ("info", "nbd_clients", "streams", "read_bytes")

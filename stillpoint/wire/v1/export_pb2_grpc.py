@@ -41,6 +41,11 @@ class ExportServiceStub(object):
                 request_serializer=stillpoint_dot_wire_dot_v1_dot_export__pb2.ReadSnapshotRequest.SerializeToString,
                 response_deserializer=stillpoint_dot_wire_dot_v1_dot_common__pb2.Chunk.FromString,
                 _registered_method=True)
+        self.ChangedExtents = channel.unary_stream(
+                '/stillpoint.wire.v1.ExportService/ChangedExtents',
+                request_serializer=stillpoint_dot_wire_dot_v1_dot_export__pb2.ChangedExtentsRequest.SerializeToString,
+                response_deserializer=stillpoint_dot_wire_dot_v1_dot_export__pb2.ChangedExtentsPart.FromString,
+                _registered_method=True)
         self.DescribeSnapshot = channel.unary_unary(
                 '/stillpoint.wire.v1.ExportService/DescribeSnapshot',
                 request_serializer=stillpoint_dot_wire_dot_v1_dot_export__pb2.DescribeSnapshotRequest.SerializeToString,
@@ -59,6 +64,14 @@ class ExportServiceServicer(object):
 
     def ReadSnapshot(self, request, context):
         """The snapshot's bytes in order, data and holes, gapless over the range asked for.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ChangedExtents(self, request, context):
+        """What may differ between an earlier instant and the snapshot, in order, as extents of whole blocks. A base that is not
+        an instant of this life of the volume is answered with known = false and the whole snapshot, never with "unchanged".
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -83,6 +96,11 @@ def add_ExportServiceServicer_to_server(servicer, server):
                     servicer.ReadSnapshot,
                     request_deserializer=stillpoint_dot_wire_dot_v1_dot_export__pb2.ReadSnapshotRequest.FromString,
                     response_serializer=stillpoint_dot_wire_dot_v1_dot_common__pb2.Chunk.SerializeToString,
+            ),
+            'ChangedExtents': grpc.unary_stream_rpc_method_handler(
+                    servicer.ChangedExtents,
+                    request_deserializer=stillpoint_dot_wire_dot_v1_dot_export__pb2.ChangedExtentsRequest.FromString,
+                    response_serializer=stillpoint_dot_wire_dot_v1_dot_export__pb2.ChangedExtentsPart.SerializeToString,
             ),
             'DescribeSnapshot': grpc.unary_unary_rpc_method_handler(
                     servicer.DescribeSnapshot,
@@ -123,6 +141,33 @@ class ExportService(object):
             '/stillpoint.wire.v1.ExportService/ReadSnapshot',
             stillpoint_dot_wire_dot_v1_dot_export__pb2.ReadSnapshotRequest.SerializeToString,
             stillpoint_dot_wire_dot_v1_dot_common__pb2.Chunk.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ChangedExtents(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/stillpoint.wire.v1.ExportService/ChangedExtents',
+            stillpoint_dot_wire_dot_v1_dot_export__pb2.ChangedExtentsRequest.SerializeToString,
+            stillpoint_dot_wire_dot_v1_dot_export__pb2.ChangedExtentsPart.FromString,
             options,
             channel_credentials,
             insecure,

@@ -167,8 +167,66 @@ class SnapshotName(_message.Message):
     name: str
     def __init__(self, volume: _Optional[str] = ..., name: _Optional[str] = ...) -> None: ...
 
+class DeleteSnapshotRequest(_message.Message):
+    __slots__ = ("volume", "name", "bookmark", "wait")
+    VOLUME_FIELD_NUMBER: _ClassVar[int]
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    BOOKMARK_FIELD_NUMBER: _ClassVar[int]
+    WAIT_FIELD_NUMBER: _ClassVar[int]
+    volume: str
+    name: str
+    bookmark: str
+    wait: bool
+    def __init__(self, volume: _Optional[str] = ..., name: _Optional[str] = ..., bookmark: _Optional[str] = ..., wait: bool = ...) -> None: ...
+
+class ProtectSnapshotRequest(_message.Message):
+    __slots__ = ("volume", "name", "protected")
+    VOLUME_FIELD_NUMBER: _ClassVar[int]
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    PROTECTED_FIELD_NUMBER: _ClassVar[int]
+    volume: str
+    name: str
+    protected: bool
+    def __init__(self, volume: _Optional[str] = ..., name: _Optional[str] = ..., protected: bool = ...) -> None: ...
+
+class ListBookmarksRequest(_message.Message):
+    __slots__ = ("volume",)
+    VOLUME_FIELD_NUMBER: _ClassVar[int]
+    volume: str
+    def __init__(self, volume: _Optional[str] = ...) -> None: ...
+
+class BookmarkName(_message.Message):
+    __slots__ = ("volume", "name")
+    VOLUME_FIELD_NUMBER: _ClassVar[int]
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    volume: str
+    name: str
+    def __init__(self, volume: _Optional[str] = ..., name: _Optional[str] = ...) -> None: ...
+
+class Bookmark(_message.Message):
+    __slots__ = ("volume", "name", "incarnation", "generation", "created_ns", "snapshot_uuid")
+    VOLUME_FIELD_NUMBER: _ClassVar[int]
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    INCARNATION_FIELD_NUMBER: _ClassVar[int]
+    GENERATION_FIELD_NUMBER: _ClassVar[int]
+    CREATED_NS_FIELD_NUMBER: _ClassVar[int]
+    SNAPSHOT_UUID_FIELD_NUMBER: _ClassVar[int]
+    volume: str
+    name: str
+    incarnation: str
+    generation: int
+    created_ns: int
+    snapshot_uuid: str
+    def __init__(self, volume: _Optional[str] = ..., name: _Optional[str] = ..., incarnation: _Optional[str] = ..., generation: _Optional[int] = ..., created_ns: _Optional[int] = ..., snapshot_uuid: _Optional[str] = ...) -> None: ...
+
+class BookmarkList(_message.Message):
+    __slots__ = ("bookmarks",)
+    BOOKMARKS_FIELD_NUMBER: _ClassVar[int]
+    bookmarks: _containers.RepeatedCompositeFieldContainer[Bookmark]
+    def __init__(self, bookmarks: _Optional[_Iterable[_Union[Bookmark, _Mapping]]] = ...) -> None: ...
+
 class Snapshot(_message.Message):
-    __slots__ = ("volume", "name", "uuid", "state", "reason", "size", "created_ns", "generation", "store", "preserved_blocks", "preserved_bytes", "in_sync", "create_duration_ns", "block_size")
+    __slots__ = ("volume", "name", "uuid", "state", "reason", "size", "created_ns", "generation", "store", "preserved_blocks", "preserved_bytes", "in_sync", "create_duration_ns", "block_size", "protected", "reclaimable_bytes", "readers")
     VOLUME_FIELD_NUMBER: _ClassVar[int]
     NAME_FIELD_NUMBER: _ClassVar[int]
     UUID_FIELD_NUMBER: _ClassVar[int]
@@ -183,6 +241,9 @@ class Snapshot(_message.Message):
     IN_SYNC_FIELD_NUMBER: _ClassVar[int]
     CREATE_DURATION_NS_FIELD_NUMBER: _ClassVar[int]
     BLOCK_SIZE_FIELD_NUMBER: _ClassVar[int]
+    PROTECTED_FIELD_NUMBER: _ClassVar[int]
+    RECLAIMABLE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    READERS_FIELD_NUMBER: _ClassVar[int]
     volume: str
     name: str
     uuid: str
@@ -197,7 +258,10 @@ class Snapshot(_message.Message):
     in_sync: bool
     create_duration_ns: int
     block_size: int
-    def __init__(self, volume: _Optional[str] = ..., name: _Optional[str] = ..., uuid: _Optional[str] = ..., state: _Optional[_Union[SnapshotState, str]] = ..., reason: _Optional[str] = ..., size: _Optional[int] = ..., created_ns: _Optional[int] = ..., generation: _Optional[int] = ..., store: _Optional[str] = ..., preserved_blocks: _Optional[int] = ..., preserved_bytes: _Optional[int] = ..., in_sync: bool = ..., create_duration_ns: _Optional[int] = ..., block_size: _Optional[int] = ...) -> None: ...
+    protected: bool
+    reclaimable_bytes: int
+    readers: int
+    def __init__(self, volume: _Optional[str] = ..., name: _Optional[str] = ..., uuid: _Optional[str] = ..., state: _Optional[_Union[SnapshotState, str]] = ..., reason: _Optional[str] = ..., size: _Optional[int] = ..., created_ns: _Optional[int] = ..., generation: _Optional[int] = ..., store: _Optional[str] = ..., preserved_blocks: _Optional[int] = ..., preserved_bytes: _Optional[int] = ..., in_sync: bool = ..., create_duration_ns: _Optional[int] = ..., block_size: _Optional[int] = ..., protected: bool = ..., reclaimable_bytes: _Optional[int] = ..., readers: _Optional[int] = ...) -> None: ...
 
 class SnapshotList(_message.Message):
     __slots__ = ("snapshots",)

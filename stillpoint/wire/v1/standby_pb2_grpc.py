@@ -73,7 +73,22 @@ class StandbyServiceStub(object):
                 _registered_method=True)
         self.DeleteSnapshot = channel.unary_unary(
                 '/stillpoint.wire.v1.StandbyService/DeleteSnapshot',
-                request_serializer=stillpoint_dot_wire_dot_v1_dot_standby__pb2.SnapshotName.SerializeToString,
+                request_serializer=stillpoint_dot_wire_dot_v1_dot_standby__pb2.DeleteSnapshotRequest.SerializeToString,
+                response_deserializer=stillpoint_dot_wire_dot_v1_dot_common__pb2.Empty.FromString,
+                _registered_method=True)
+        self.ProtectSnapshot = channel.unary_unary(
+                '/stillpoint.wire.v1.StandbyService/ProtectSnapshot',
+                request_serializer=stillpoint_dot_wire_dot_v1_dot_standby__pb2.ProtectSnapshotRequest.SerializeToString,
+                response_deserializer=stillpoint_dot_wire_dot_v1_dot_standby__pb2.Snapshot.FromString,
+                _registered_method=True)
+        self.ListBookmarks = channel.unary_unary(
+                '/stillpoint.wire.v1.StandbyService/ListBookmarks',
+                request_serializer=stillpoint_dot_wire_dot_v1_dot_standby__pb2.ListBookmarksRequest.SerializeToString,
+                response_deserializer=stillpoint_dot_wire_dot_v1_dot_standby__pb2.BookmarkList.FromString,
+                _registered_method=True)
+        self.DeleteBookmark = channel.unary_unary(
+                '/stillpoint.wire.v1.StandbyService/DeleteBookmark',
+                request_serializer=stillpoint_dot_wire_dot_v1_dot_standby__pb2.BookmarkName.SerializeToString,
                 response_deserializer=stillpoint_dot_wire_dot_v1_dot_common__pb2.Empty.FromString,
                 _registered_method=True)
         self.CreateStore = channel.unary_unary(
@@ -149,6 +164,25 @@ class StandbyServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def DeleteSnapshot(self, request, context):
+        """Refused while a client reads it, unless wait is set; refused for a protected one.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ProtectSnapshot(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListBookmarks(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DeleteBookmark(self, request, context):
         """Missing associated documentation comment in .proto file."""
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -218,7 +252,22 @@ def add_StandbyServiceServicer_to_server(servicer, server):
             ),
             'DeleteSnapshot': grpc.unary_unary_rpc_method_handler(
                     servicer.DeleteSnapshot,
-                    request_deserializer=stillpoint_dot_wire_dot_v1_dot_standby__pb2.SnapshotName.FromString,
+                    request_deserializer=stillpoint_dot_wire_dot_v1_dot_standby__pb2.DeleteSnapshotRequest.FromString,
+                    response_serializer=stillpoint_dot_wire_dot_v1_dot_common__pb2.Empty.SerializeToString,
+            ),
+            'ProtectSnapshot': grpc.unary_unary_rpc_method_handler(
+                    servicer.ProtectSnapshot,
+                    request_deserializer=stillpoint_dot_wire_dot_v1_dot_standby__pb2.ProtectSnapshotRequest.FromString,
+                    response_serializer=stillpoint_dot_wire_dot_v1_dot_standby__pb2.Snapshot.SerializeToString,
+            ),
+            'ListBookmarks': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListBookmarks,
+                    request_deserializer=stillpoint_dot_wire_dot_v1_dot_standby__pb2.ListBookmarksRequest.FromString,
+                    response_serializer=stillpoint_dot_wire_dot_v1_dot_standby__pb2.BookmarkList.SerializeToString,
+            ),
+            'DeleteBookmark': grpc.unary_unary_rpc_method_handler(
+                    servicer.DeleteBookmark,
+                    request_deserializer=stillpoint_dot_wire_dot_v1_dot_standby__pb2.BookmarkName.FromString,
                     response_serializer=stillpoint_dot_wire_dot_v1_dot_common__pb2.Empty.SerializeToString,
             ),
             'CreateStore': grpc.unary_unary_rpc_method_handler(
@@ -457,7 +506,88 @@ class StandbyService(object):
             request,
             target,
             '/stillpoint.wire.v1.StandbyService/DeleteSnapshot',
-            stillpoint_dot_wire_dot_v1_dot_standby__pb2.SnapshotName.SerializeToString,
+            stillpoint_dot_wire_dot_v1_dot_standby__pb2.DeleteSnapshotRequest.SerializeToString,
+            stillpoint_dot_wire_dot_v1_dot_common__pb2.Empty.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ProtectSnapshot(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/stillpoint.wire.v1.StandbyService/ProtectSnapshot',
+            stillpoint_dot_wire_dot_v1_dot_standby__pb2.ProtectSnapshotRequest.SerializeToString,
+            stillpoint_dot_wire_dot_v1_dot_standby__pb2.Snapshot.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListBookmarks(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/stillpoint.wire.v1.StandbyService/ListBookmarks',
+            stillpoint_dot_wire_dot_v1_dot_standby__pb2.ListBookmarksRequest.SerializeToString,
+            stillpoint_dot_wire_dot_v1_dot_standby__pb2.BookmarkList.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DeleteBookmark(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/stillpoint.wire.v1.StandbyService/DeleteBookmark',
+            stillpoint_dot_wire_dot_v1_dot_standby__pb2.BookmarkName.SerializeToString,
             stillpoint_dot_wire_dot_v1_dot_common__pb2.Empty.FromString,
             options,
             channel_credentials,
