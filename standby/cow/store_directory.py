@@ -11,7 +11,7 @@ import errno
 import json
 import os
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Final, Protocol
@@ -221,8 +221,7 @@ class StoreDirectory:
         return StoreStatistics(definition.name, definition.kind, store.size, store.used_size, store.failed)
 
     def _save(self) -> None:
-        stores = [asdict(definition) for definition in self._definitions.values()]
-        data = _encode({"next_number": self._next_number, "stores": stores})
+        data = encode_definitions(self._next_number, self._definitions.values())
         aside = self.path.with_suffix(".tmp")
         with open(aside, "wb") as file:
             file.write(data)
@@ -266,7 +265,9 @@ def _refuse_store(path: Path) -> None:
         raise Refused(f"{path}: holds a preservation store already; remove it first if it is not needed")
 
 
-def _encode(content: dict[str, Any]) -> bytes:
+def encode_definitions(next_number: int, definitions: Iterable[StoreDefinition]) -> bytes:
+    """The content of `stores.json`."""
+    content = {"next_number": next_number, "stores": [asdict(definition) for definition in definitions]}
     document = {"magic": MAGIC, "version": VERSION, "crc": _crc(content), "content": content}
     return json.dumps(document, indent=1, sort_keys=True).encode() + b"\n"
 
