@@ -238,9 +238,7 @@ class Channel:
         """Queue buffers that stay the caller's: `flush` before changing them."""
         if self._dead or self._closing:
             return
-        for buffer in buffers:
-            self.pending_bytes += len(buffer)
-        self._queue.extend(buffers)
+        self._enqueue(buffers)
 
     def send_owned(self, *buffers: Buffer) -> None:
         """Queue buffers that the caller gives up for good; they are never copied."""
@@ -248,10 +246,15 @@ class Channel:
             return
         if self._borrowed_from < len(self._queue):
             self._own()
-        for buffer in buffers:
-            self.pending_bytes += len(buffer)
-        self._queue.extend(buffers)
+        self._enqueue(buffers)
         self._borrowed_from = len(self._queue)
+
+    def _enqueue(self, buffers: tuple[Buffer, ...]) -> None:
+        for buffer in buffers:
+            size = len(buffer)
+            if size:  # an empty one would never be seen to leave
+                self.pending_bytes += size
+                self._queue.append(buffer)
 
     def flush(self) -> None:
         """Send what the socket takes now; the rest follows by itself. Borrowed buffers are the caller's again."""
