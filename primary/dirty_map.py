@@ -21,12 +21,12 @@ from __future__ import annotations
 import mmap
 import os
 import struct
-import zlib
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
+from stillpoint.checksum import crc32
 from stillpoint.document import boot_id, sync_folder
 from stillpoint.errors import DataCorrupt, DeviceError
 from stillpoint.extents import Extent
@@ -210,7 +210,7 @@ class DirtyMap:
 
     def _survived(self, path: Path) -> bool:
         header = self._mapping[: _HEADER.size]
-        if _CRC.unpack(self._mapping[_HEADER.size : _HEADER.size + 4])[0] != zlib.crc32(header):
+        if _CRC.unpack(self._mapping[_HEADER.size : _HEADER.size + 4])[0] != crc32(header):
             return False
         magic, version, clean, chunk_size, count, boot = _HEADER.unpack(header)
         if magic != _MAGIC or version != _VERSION or chunk_size != CHUNK_SIZE or count != self._count:
@@ -219,7 +219,7 @@ class DirtyMap:
 
     def _write_header(self, *, clean: bool) -> None:
         header = _HEADER.pack(_MAGIC, _VERSION, int(clean), CHUNK_SIZE, self._count, boot_id().encode("ascii"))
-        self._mapping[: _HEADER.size + 4] = header + _CRC.pack(zlib.crc32(header))
+        self._mapping[: _HEADER.size + 4] = header + _CRC.pack(crc32(header))
         try:
             self._mapping.flush(0, _PAGE)
             os.fsync(self._fd)

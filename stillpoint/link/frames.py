@@ -23,10 +23,10 @@ from __future__ import annotations
 
 import enum
 import struct
-import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from ..checksum import crc32
 from ..errors import ProtocolError
 
 # Spoken since the first release. The number is agreed in OpenLink, before any frame.
@@ -42,7 +42,6 @@ _UNSIGNED = struct.Struct("<IBBHIIQQQI")  # the header without its checksum
 _ACK = struct.Struct("<QQQ")
 _CRC = struct.Struct("<I")
 _unpack_header = _HEADER.unpack_from
-_crc32 = zlib.crc32
 
 
 class FrameType(enum.IntEnum):
@@ -96,7 +95,7 @@ def encode_header(
 ) -> bytes:
     """The 48 bytes that go before `payload`."""
     head = _UNSIGNED.pack(MAGIC, frame_type, flags, 0, epoch, session, sequence, offset, length, len(payload))
-    return head + _CRC.pack(_crc32(payload, _crc32(head)))
+    return head + _CRC.pack(crc32(payload, crc32(head)))
 
 
 # (type, flags, epoch, session, sequence, offset, length, payload). The payload is borrowed for the call. Returning True
@@ -123,7 +122,7 @@ def read_frames(data: memoryview, handle: FrameHandler) -> int:
         if end > size:
             break
         payload = data[at + HEADER_SIZE : end]
-        if _crc32(payload, _crc32(data[at : at + HEADER_SIZE - 4])) != crc:
+        if crc32(payload, crc32(data[at : at + HEADER_SIZE - 4])) != crc:
             raise ProtocolError(f"frame {sequence} does not match its checksum")
         if kind == WRITE and length != payload_size:
             raise ProtocolError(f"frame {sequence} writes {length} bytes and carries {payload_size}")

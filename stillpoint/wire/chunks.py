@@ -8,9 +8,9 @@ given to gRPC as serializers.
 from __future__ import annotations
 
 import struct
-import zlib
 from dataclasses import dataclass
 
+from ..checksum import crc32
 from ..errors import DataCorrupt, ProtocolError
 
 # Field tags: (field number << 3) | wire type. Varint 0, length-delimited 2, 32 bits 5.
@@ -60,7 +60,7 @@ class DecodedChunk:
 def encode_data(offset: int, data: bytes | bytearray | memoryview) -> bytes:
     """A Chunk of `data` with its CRC-32."""
     head = (b"\x08" + _varint(offset)) if offset else b""
-    crc = zlib.crc32(data)
+    crc = crc32(data)
     middle = (b"\x1d" + _U32.pack(crc)) if crc else b""
     return b"".join((head, middle, b"\x22", _varint(len(data)), data))
 
@@ -98,7 +98,7 @@ def decode(message: bytes) -> DecodedChunk:
             raise ProtocolError(f"a chunk has an unknown field (tag {tag})")
     if hole_length and len(data):
         raise ProtocolError("a chunk is a hole and has data")
-    if zlib.crc32(data) != crc:
+    if crc32(data) != crc:
         raise DataCorrupt(f"the data received for offset {offset} does not match its checksum")
     return DecodedChunk(offset, hole_length, data)
 
