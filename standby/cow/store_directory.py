@@ -29,7 +29,8 @@ from stillpoint.errors import (
     StillpointError,
 )
 
-from .preservation import LoggedStore, MemoryStore, PreservationStore
+from .logged_store import LoggedStore
+from .preservation import MemoryStore, PreservationStore
 from .values import StoreStatistics, check_name
 
 MAGIC: Final = "stillpoint preservation stores"

@@ -196,9 +196,9 @@ class World:
     @contextlib.contextmanager
     def files_are_steps(self) -> Iterator[None]:
         """Make the appends to catalogs and the flushes of birth maps steps, and small logs, while this lasts."""
-        catalog, birth, preservation = (self._module(name) for name in ("catalog", "birth", "preservation"))
+        catalog, birth, logged_store = (self._module(name) for name in ("catalog", "birth", "logged_store"))
         append, synchronize = catalog.Catalog.append, birth.BirthMap.synchronize
-        share, least = preservation._LOG_SHARE, preservation._LOG_SIZE_MIN
+        share, least = logged_store._LOG_SHARE, logged_store._LOG_SIZE_MIN
 
         def stepping_append(self_: Any, event: Any, **fields: Any) -> None:
             self.step()
@@ -218,12 +218,12 @@ class World:
 
         catalog.Catalog.append, birth.BirthMap.synchronize = stepping_append, stepping_synchronize
         # A log this small fills every few batches, so that switching halves is part of every history.
-        preservation._LOG_SHARE, preservation._LOG_SIZE_MIN = 1 << 20, 4096
+        logged_store._LOG_SHARE, logged_store._LOG_SIZE_MIN = 1 << 20, 4096
         try:
             yield
         finally:
             catalog.Catalog.append, birth.BirthMap.synchronize = append, synchronize
-            preservation._LOG_SHARE, preservation._LOG_SIZE_MIN = share, least
+            logged_store._LOG_SHARE, logged_store._LOG_SIZE_MIN = share, least
 
     def _module(self, name: str) -> Any:
         return importlib.import_module(f"{self.cow.__name__}.{name}")
