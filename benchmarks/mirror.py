@@ -41,7 +41,12 @@ MEASUREMENTS = (
     Measurement("mirrored random write of 4 KiB, QD32", "randwrite", 32, lambda result: result.iops, "IOPS"),
     Measurement("mirrored random write of 4 KiB, QD1, p50", "randwrite", 1, lambda result: result.p50_us, "µs"),
     Measurement(
-        "mirrored sequential write of 1 MiB, QD8", "write", 8, lambda result: result.bytes_per_second / 1e6, "MB/s", "1m"
+        "mirrored sequential write of 1 MiB, QD8",
+        "write",
+        8,
+        lambda result: result.bytes_per_second / 1e6,
+        "MB/s",
+        "1m",
     ),
 )
 

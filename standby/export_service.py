@@ -15,13 +15,17 @@ from stillpoint.wire import chunks, streams
 from stillpoint.wire.status import Context, answers
 from stillpoint.wire.v1 import common_pb2, export_pb2, export_pb2_grpc
 
+from .changes import Changes, Instant
+
 if TYPE_CHECKING:
-    from .export import Exported, ExportNode
+    from .export import ExportNode
+    from .exported import Exported
 
 SERVICE_NAME = "stillpoint.wire.v1.ExportService"
 
 # How far ahead holes are looked for: one answer of the filesystem covers this much, however many messages it becomes.
 _LOOK_AHEAD = 1 << 30
+_EXTENTS_PER_PART = 4096
 
 
 class ExportService(export_pb2_grpc.ExportServiceServicer):
@@ -39,31 +43,59 @@ class ExportService(export_pb2_grpc.ExportServiceServicer):
         message_size = request.message_size or chunks.MESSAGE_SIZE
         if not 4096 <= message_size <= chunks.MESSAGE_SIZE:
             raise InvalidRequest(f"message_size must be from 4096 to {chunks.MESSAGE_SIZE} bytes, not {message_size}")
-        exported.streams += 1
-        try:
+        with exported.streaming(context.peer()):
             wanted = Extent(request.offset, request.length or size - request.offset)
             async for message in self._read(exported, wanted, message_size):
                 yield message
-        finally:
-            exported.streams -= 1
 
     async def _read(self, exported: Exported, wanted: Extent, message_size: int) -> AsyncIterator[bytes]:
+        scratch = memoryview(bytearray(message_size))  # one for all messages: encoding copies it out
         for ahead in split(wanted, limit=_LOOK_AHEAD):
             for mapped in exported.device.extents(ahead.offset, ahead.length):
                 if mapped.hole:
                     yield chunks.encode_hole(mapped.offset, mapped.length)
                     continue
                 for piece in split(Extent(mapped.offset, mapped.length), limit=message_size):
-                    data = await self._piece(exported, piece)
+                    data = scratch[: piece.length]
+                    await self._fill(exported, piece.offset, data)
                     self._node.read_bytes += piece.length
                     yield chunks.encode_data(piece.offset, data)
 
-    async def _piece(self, exported: Exported, piece: Extent) -> memoryview:
-        data = memoryview(bytearray(piece.length))
-        if not exported.device.try_read_into(piece.offset, data):
+    async def _fill(self, exported: Exported, offset: int, data: memoryview) -> None:
+        if not exported.device.try_read_into(offset, data):
             loop = asyncio.get_running_loop()
-            await loop.run_in_executor(exported.executor, exported.device.read_into, piece.offset, data)
-        return data
+            await loop.run_in_executor(exported.executor, exported.device.read_into, offset, data)
+
+    @answers
+    async def ChangedExtents(
+        self, request: export_pb2.ChangedExtentsRequest, context: Context
+    ) -> AsyncIterator[export_pb2.ChangedExtentsPart]:
+        exported = self._node.find(request.volume, request.snapshot)
+        if request.base:
+            base = exported.instant(request.base)
+        else:
+            base = Instant(request.base_incarnation, request.base_generation)
+        changes = exported.changes(base)
+        with exported.streaming(context.peer()):
+            async for part in self._changed(exported, changes):
+                yield part
+
+    async def _changed(self, exported: Exported, changes: Changes) -> AsyncIterator[export_pb2.ChangedExtentsPart]:
+        """At least one part, whose `known` is said of all of them; neighbours of one window are joined."""
+        loop = asyncio.get_running_loop()
+        windows = changes.runs(0, exported.device.size)
+        part = export_pb2.ChangedExtentsPart(known=changes.known)
+        while (runs := await loop.run_in_executor(exported.executor, next, windows, None)) is not None:
+            for start, end in runs:
+                if part.offsets and part.offsets[-1] + part.lengths[-1] == start:
+                    part.lengths[-1] = end - part.offsets[-1]
+                    continue
+                if len(part.offsets) == _EXTENTS_PER_PART:
+                    yield part
+                    part = export_pb2.ChangedExtentsPart(known=changes.known)
+                part.offsets.append(start)
+                part.lengths.append(end - start)
+        yield part
 
     @answers
     async def DescribeSnapshot(
@@ -76,8 +108,10 @@ class ExportService(export_pb2_grpc.ExportServiceServicer):
             snapshot_uuid=exported.uuid,
             volume_uuid=exported.description["uuid"],
             size=exported.device.size,
-            block_size=exported.description["block_size"],
+            block_size=exported.block_size,
             created_ns=exported.snapshot["created_ns"],
+            incarnation=exported.incarnation,
+            generation=exported.device.generation,
         )
 
     @answers
