@@ -1,5 +1,6 @@
 """Leaves out the tests this machine cannot run, saying why, or fails them when everything is required."""
 
+import signal
 from collections.abc import Generator
 
 import pytest
@@ -12,6 +13,9 @@ from tests.support.requirements import MARKERS, REQUIRE_ALL_VARIABLE, everything
 def pytest_configure(config: pytest.Config) -> None:
     for marker in MARKERS:
         config.addinivalue_line("markers", marker)
+    # A run in the background starts with SIGINT ignored, and so would every program that a test interrupts.
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.hookimpl(tryfirst=True)
