@@ -154,7 +154,8 @@ class Catalog:
             if not state.volume:
                 raise DataCorrupt(f"{path}: is no snapshot catalog of version {VERSION}, or is damaged")
             end = records[-1][0]
-            os.ftruncate(descriptor, end)
+            if end < len(data):
+                os.ftruncate(descriptor, end)
             os.fsync(descriptor)
         except BaseException:
             os.close(descriptor)

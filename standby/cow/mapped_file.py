@@ -22,8 +22,7 @@ class MappedFile:
         self._descriptor = descriptor
         self.size = size
         protection = mmap.PROT_READ | (mmap.PROT_WRITE if writable else 0)
-        self._mapping = mmap.mmap(descriptor, size, mmap.MAP_SHARED, protection)
-        self.view = memoryview(self._mapping)
+        self.view = memoryview(mmap.mmap(descriptor, size, mmap.MAP_SHARED, protection))
         if not writable:
             # The mapping has its own hold on the file. A reader may drop a map while another thread looks at it, and
             # then nothing but the last reference ends it.

@@ -138,6 +138,9 @@ def _open(
         live = tuple(generation for generation in live if generation not in unproven)
     for generation, reason in lost.items():
         catalog.append(Event.SNAPSHOT_INVALID, generation=generation, reason=reason)
+    # On a full disk the last run's maps are the room for this run's.
+    for path in (folder / MAPS_FOLDER).glob("*.map"):
+        path.unlink()
     header = SharedHeader.create(folder / HEADER_FILE, uuid=incarnation, block_size=block_size, size=state.size)
     volume = Volume(
         name=name,
@@ -245,8 +248,6 @@ def _build_maps(
 ) -> dict[int, ArrayMap]:
     maps = {}
     try:
-        for path in folder.glob("*.map"):
-            path.unlink()
         for generation in live:
             count = state.snapshots[generation]["size"] // block_size
             maps[generation] = ArrayMap.create(map_path(folder, generation), generation=generation, block_count=count)

@@ -13,6 +13,7 @@ Invariants:
 
 from __future__ import annotations
 
+import errno
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ from pathlib import Path
 from typing import Final
 from uuid import UUID
 
-from stillpoint.errors import DataCorrupt
+from stillpoint.errors import DataCorrupt, DeviceError
 
 from .mapped_file import MappedFile
 from .values import SNAPSHOTS_MAX, SnapshotState
@@ -55,10 +56,13 @@ class SharedHeader:
 
     @classmethod
     def create(cls, path: Path, *, uuid: UUID, block_size: int, size: int) -> SharedHeader:
-        """A header with no snapshots; the one of an earlier run at that path is marked closed and replaced."""
+        """A header with no snapshots; that of an earlier run is marked closed and replaced. Raises DeviceError."""
         _close_earlier(path)
-        file = MappedFile.create(path, FILE_SIZE)
-        file.reserve(0, FILE_SIZE)
+        try:
+            file = MappedFile.create(path, FILE_SIZE)
+            file.reserve(0, FILE_SIZE)
+        except OSError as error:
+            raise DeviceError(f"{path}: cannot be made: {error.strerror}", error.errno or errno.EIO) from error
         HEADER.pack_into(file.view, 0, MAGIC, VERSION, 0, 0, block_size, 0, size, uuid.bytes, 0)
         return cls(file)
 
