@@ -15,6 +15,7 @@ import sys
 import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
+from typing import Any
 
 import grpc
 
@@ -40,7 +41,7 @@ def serve_bare() -> None:
 
     async def serve() -> None:
         server = grpc.aio.server(options=SERVER_OPTIONS)
-        handlers = {"Read": grpc.unary_stream_rpc_method_handler(answer)}
+        handlers: dict[str, Any] = {"Read": grpc.unary_stream_rpc_method_handler(answer)}
         server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("bare", handlers),))
         print(server.add_insecure_port("127.0.0.1:0"), flush=True)
         await server.start()
@@ -53,7 +54,8 @@ async def read_bare(address: Address) -> float:
     async with open_channel(address) as channel:
         started = time.perf_counter()
         total = 0
-        async for message in channel.unary_stream("/bare/Read")(b""):
+        read: Any = channel.unary_stream("/bare/Read")
+        async for message in read(b""):
             total += len(message)
         return total / (time.perf_counter() - started) / 1e6
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import os
 import random
 import signal
@@ -385,3 +386,22 @@ def test_a_volume_and_its_mirror_may_lie_on_several_files(tcp_pair: LocalCluster
     tcp_pair.cli("snapshot", "create", "wide", "--name", "s")
     run("qemu-io", "-f", "raw", "-c", "write -P 1 7M 2M", f"{tcp_pair.env['primary']['nbd']}/wide")
     assert run("nbdcopy", f"{tcp_pair.env['standby']['nbd']}/wide@s", "-").stdout == image.read_bytes()
+
+
+def test_other_clients_read_a_snapshot_and_cannot_write_it(tcp_pair: LocalCluster, tmp_path: Path) -> None:
+    image = tmp_path / "image"
+    image.write_bytes(random.Random(30).randbytes(5 * MIB) + bytes(SIZE - 5 * MIB))
+    run("nbdcopy", "--flush", str(image), volume_uri(tcp_pair))
+    tcp_pair.cli("snapshot", "create", "vol", "--name", "s")
+    fill(tcp_pair, 31)
+    uri = snapshot_uri(tcp_pair, "s")
+    export = json.loads(run("nbdinfo", "--json", uri).stdout)["exports"][0]
+    assert (export["is_read_only"], export["export-size"]) == (True, SIZE)
+    mapped = json.loads(run("nbdinfo", "--map", "--json", uri).stdout)
+    assert [(extent["offset"], extent["type"]) for extent in mapped] == [(0, 0), (5 * MIB, 3)]
+    assert b"identical" in run("qemu-img", "compare", "-f", "raw", "-F", "raw", str(image), uri).stdout
+    refused = subprocess.run(
+        ["qemu-io", "-f", "raw", "-c", "write 0 4k", uri], capture_output=True, timeout=60, check=False
+    )
+    assert refused.returncode != 0
+    assert read_snapshot(tcp_pair, "s") == image.read_bytes()

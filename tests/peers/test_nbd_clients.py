@@ -20,6 +20,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.cluster import LocalCluster
 from tests.support.nbd import serve_file
 from tests.support.requirements import requires_fuse, requires_loop_devices, requires_root, requires_tools
 
@@ -48,16 +49,32 @@ def several_files_on_a_unix_socket(folder: Path) -> Iterator[str]:
         yield uri
 
 
+@contextlib.contextmanager
+def mirrored(cluster: LocalCluster) -> Iterator[str]:
+    """A volume of a primary, mirrored to its standby; in the end both copies must be the same."""
+    cluster.cli("volume", "create", "vol1", "--size", str(VOLUME_SIZE))
+    uri = f"{cluster.env['primary']['nbd']}/vol1"
+    yield uri
+    run("qemu-io", "-f", "raw", "-c", "flush", uri)
+    paths = cluster.env["volumes"]["vol1"]
+    run("cmp", paths["primary_path"], paths["mirror_path"])
+    cluster.cli("volume", "delete", "vol1", "--force")
+
+
 VOLUMES: dict[str, Callable[[Path], AbstractContextManager[str]]] = {
     "plain file": plain_file,
     "several files on a unix socket": several_files_on_a_unix_socket,
 }
 
 
-@pytest.fixture(params=VOLUMES)
+@pytest.fixture(params=[*VOLUMES, "mirrored volume"])
 def volume(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
     """The URI of a writable, empty export."""
-    with VOLUMES[request.param](tmp_path) as uri:
+    if request.param in VOLUMES:
+        opened = VOLUMES[request.param](tmp_path)
+    else:
+        opened = mirrored(request.getfixturevalue("local_cluster"))
+    with opened as uri:
         yield uri
 
 
