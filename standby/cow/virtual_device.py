@@ -174,6 +174,8 @@ class VirtualDevice:
         count = (offset + length - 1) // self._block_size - first + 1
         while True:
             view = self._settle()
+            if count == 1 and self._read_live_block(first, offset, buffer):
+                return True
             where = self._look_up(view, first, count)
             if where is None:
                 if self._is_settled(view):
@@ -183,6 +185,16 @@ class VirtualDevice:
                 return False
             if not self._overtaken(first, where) and self._is_settled(view):
                 return True
+
+    def _read_live_block(self, block: int, offset: int, buffer: memoryview) -> bool:
+        """The common case made short: one block, on the mirror, in the page cache. False: take the long way."""
+        births = self._births.scalars
+        return (
+            births[block] <= self.generation
+            and self._mirror.try_read_into(offset, buffer)
+            # Also proves the snapshot was not displaced before the read: its blocks are overwritten after a new birth.
+            and births[block] <= self.generation
+        )
 
     def _look_up(self, view: _View, first: int, count: int) -> Addresses | None:
         """Where each block is: NOT_PRESERVED for the mirror. None: not found, the list must have changed."""
