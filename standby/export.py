@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import functools
 import logging
 import os
 import socket
@@ -25,27 +26,15 @@ from stillpoint.nbd.listen import listen_tcp
 from stillpoint.nbd.server import NbdServer
 from stillpoint.runtime import GrpcServer, run_until_stopped, serve_grpc
 
-from .cow import VirtualDevice, open_virtual_device
+from .changes import Instant, instants
 from .export_control import ControlSocket
 from .export_service import SERVICE_NAME, ExportService
+from .exported import Exported
 
 logger = logging.getLogger(__name__)
 
 _THREADS = 8
 _BUDGET_BYTES = 48 << 20
-
-
-class Exported:
-    """One snapshot that is served."""
-
-    def __init__(self, description: dict[str, Any], snapshot: dict[str, Any], executor: ThreadPoolExecutor) -> None:
-        self.description = description
-        self.snapshot = snapshot
-        self.uuid: str = snapshot["uuid"]
-        self.device: VirtualDevice = open_virtual_device(description, snapshot["name"])
-        self.executor = executor
-        self.nbd = DeviceExport(f"{description['volume']}@{snapshot['name']}", self.device, executor, read_only=True)
-        self.streams = 0
 
 
 class ExportNode:
@@ -54,6 +43,7 @@ class ExportNode:
     def __init__(self) -> None:
         self.executor = ThreadPoolExecutor(_THREADS, thread_name_prefix="read")
         self.exported: dict[str, Exported] = {}
+        self._instants: dict[str, dict[str, Instant]] = {}  # by volume
         self.read_bytes = 0
         self._directory: dict[str, DeviceExport] = {}
         self.nbd = NbdServer(self._directory, self.executor, budget=Budget(_BUDGET_BYTES))
@@ -67,7 +57,7 @@ class ExportNode:
 
     @property
     def streams(self) -> int:
-        return sum(exported.streams for exported in self.exported.values())
+        return sum(len(exported.streams) for exported in self.exported.values())
 
     async def listen(self, listen: dict[str, Any]) -> dict[str, Any]:
         grpc_address, nbd_address = Address.parse(listen["grpc"]), Address.parse(listen["nbd"])
@@ -91,6 +81,7 @@ class ExportNode:
 
     async def update(self, volume: str, description: dict[str, Any] | None) -> None:
         """Serve what the description says, and nothing else of that volume."""
+        self._instants[volume] = instants(description) if description is not None else {}
         wanted = {
             f"{volume}@{snapshot['name']}": snapshot
             for snapshot in (description or {}).get("snapshots", ())
@@ -104,15 +95,36 @@ class ExportNode:
         for name, snapshot in wanted.items():
             if name not in self.exported:
                 assert description is not None
-                exported = Exported(description, snapshot, self.executor)
+                exported = Exported(
+                    description, snapshot, self.executor, instants=functools.partial(self._instants_of, volume)
+                )
                 self.exported[name] = exported
                 self._directory[name] = exported.nbd
+
+    def _instants_of(self, volume: str) -> dict[str, Instant]:
+        return self._instants.get(volume, {})
 
     async def _withdraw(self, name: str) -> None:
         exported = self.exported.pop(name)
         del self._directory[name]
         await self.nbd.drop(exported.nbd)
-        exported.device.close()
+        exported.close()
+
+    def readers(self, name: str) -> list[str]:
+        """Who has the snapshot open: one entry for each NBD connection and each gRPC stream."""
+        exported = self.exported.get(name)
+        if exported is None:
+            return []
+        return [f"NBD client {peer}" for peer in self.nbd.peers(exported.nbd)] + [
+            f"gRPC client {peer}" for peer in exported.streams
+        ]
+
+    async def withdraw(self, name: str) -> list[str]:
+        """Serve the snapshot no longer, unless somebody reads it: those, and nothing has changed then."""
+        readers = self.readers(name)
+        if not readers and name in self.exported:
+            await self._withdraw(name)
+        return readers
 
     async def stop(self) -> None:
         await self.nbd.stop()
@@ -132,6 +144,10 @@ async def serve(control_fd: int, stop: asyncio.Event) -> None:
             try:
                 if "listen" in message:
                     answer |= await node.listen(message["listen"])
+                elif "withdraw" in message:
+                    answer["readers"] = await node.withdraw(message["withdraw"])
+                elif "readers" in message:
+                    answer["readers"] = {name: found for name in message["readers"] if (found := node.readers(name))}
                 else:
                     await node.update(message["volume"], message["description"])
             except StillpointError as error:

@@ -2,7 +2,10 @@
 
 main → export: {"number": n, "volume": name, "description": {...} or null}   the snapshots of one volume, all of them
                {"number": n, "listen": {"grpc": "host:port", "nbd": "host:port", "nbd_connections": 64}}   first of all
-export → main: {"done": n}, and "error": text when it could not be done; for `listen` also the addresses bound
+               {"number": n, "withdraw": "VOLUME@NAME"}   serve it no longer, unless somebody reads it
+               {"number": n, "readers": ["VOLUME@NAME", …]}   say who reads these
+export → main: {"done": n}, and "error": text when it could not be done; for `listen` also the ports bound;
+               for `withdraw` "readers": [text, …], empty when it is withdrawn; for `readers` the same by name
 
 A description is whole, so sending it again is harmless, and an export process that starts anew is told everything.
 """

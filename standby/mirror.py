@@ -14,6 +14,7 @@ import logging
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from stillpoint.channel import Receiver
 from stillpoint.devices import BlockDevice, open_device
@@ -140,6 +141,14 @@ class Mirror:
             raise Refused(
                 f"volume {self.record.volume!r}: its mirror is not whole yet, {self.detail}; wait until it is in sync"
             )
+
+    def describe(self) -> dict[str, Any]:
+        """What the export process needs to serve the snapshots and to know earlier instants; can be written as JSON."""
+        bookmarks = [
+            {"name": mark.name, "generation": mark.generation, "incarnation": str(mark.incarnation)}
+            for mark in self.engine.bookmarks()
+        ]
+        return {**self.engine.describe(), "bookmarks": bookmarks}
 
     async def close(self) -> None:
         await self.end_session("the standby is stopping")

@@ -98,11 +98,11 @@ class StandbyNode:
         return found
 
     def _describe(self) -> dict[str, dict[str, Any]]:
-        return {name: mirror.engine.describe() for name, mirror in self.mirrors.items()}
+        return {name: mirror.describe() for name, mirror in self.mirrors.items()}
 
     async def _publish(self, volume: str) -> None:
         mirror = self.mirrors.get(volume)
-        await self.export.publish(volume, mirror.engine.describe() if mirror is not None else None)
+        await self.export.publish(volume, mirror.describe() if mirror is not None else None)
 
     # --- mirrors
 
@@ -180,12 +180,20 @@ class StandbyNode:
         logger.info("mirror deleted", extra={"volume": volume})
 
     async def _remove(self, mirror: Mirror) -> None:
+        """With its snapshots, protected ones too."""
         volume = mirror.record.volume
+        await mirror.end_session("the volume was deleted")
+        for snapshot in mirror.engine.snapshots():
+            if snapshot.protected:
+                await mirror.engine.protect(snapshot.name, False)
         del self.mirrors[volume]
         await self._publish(volume)
-        for snapshot in mirror.engine.snapshots():
-            await mirror.engine.delete(snapshot.name)
-        await mirror.close()
+        try:
+            await mirror.engine.destroy()
+        except StillpointError:
+            self.mirrors[volume] = mirror  # still here: the request may be made again
+            raise
+        mirror.device.close()
         mirror.record.file.unlink()  # from here on the mirror does not exist
         shutil.rmtree(mirror.record.folder)
 
@@ -200,11 +208,18 @@ class StandbyNode:
         mirrors = [self.mirror(volume) for volume in volumes]
         for mirror in mirrors:
             mirror.check_snapshot()
-        name = name or time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
+        name = name or self._free_name(mirrors)
         snapshots = await create_snapshots([mirror.engine for mirror in mirrors], name, store)
         for volume in volumes:
             await self._publish(volume)
         return list(snapshots)
+
+    @staticmethod
+    def _free_name(mirrors: Sequence[Mirror]) -> str:
+        """The time, and a number where more than one snapshot is taken in a second."""
+        taken = {snapshot.name for mirror in mirrors for snapshot in mirror.engine.snapshots()}
+        stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
+        return next(name for name in (stamp, *(f"{stamp}-{count}" for count in range(2, 5000))) if name not in taken)
 
     async def delete_snapshot(self, volume: str, name: str, *, bookmark: str) -> None:
         """bookmark: not empty: remember the instant under this name, durably, before the snapshot goes."""
@@ -212,6 +227,10 @@ class StandbyNode:
         if bookmark:
             await mirror.engine.bookmark(bookmark, name)
         await mirror.engine.delete(name)
+        await self._publish(volume)
+
+    async def delete_bookmark(self, volume: str, name: str) -> None:
+        await self.mirror(volume).engine.delete_bookmark(name)
         await self._publish(volume)
 
     def create_store(self, name: str, *, kind: str, size: int, paths: list[str]) -> None:

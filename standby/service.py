@@ -151,7 +151,7 @@ class StandbyService(standby_pb2_grpc.StandbyServiceServicer):
 
     @answers
     async def DeleteBookmark(self, request: standby_pb2.BookmarkName, context: Context) -> common_pb2.Empty:
-        await self._node.mirror(request.volume).engine.delete_bookmark(request.name)
+        await self._node.delete_bookmark(request.volume, request.name)
         return common_pb2.Empty()
 
     async def _describe(self, snapshot: Snapshot) -> standby_pb2.Snapshot:

@@ -110,10 +110,28 @@ class SnapshotId:
 
 def snapshot_identity(text: str) -> SnapshotId:
     """A value type of arguments: VOLUME@NAME."""
+    return SnapshotId(*_member(text, "snapshot"))
+
+
+@dataclass(frozen=True, slots=True)
+class BookmarkId:
+    volume: str
+    name: str
+
+    def __str__(self) -> str:
+        return f"{self.volume}@{self.name}"
+
+
+def bookmark_identity(text: str) -> BookmarkId:
+    """A value type of arguments: VOLUME@NAME."""
+    return BookmarkId(*_member(text, "bookmark"))
+
+
+def _member(text: str, what: str) -> tuple[str, str]:
     volume, at, name = text.partition("@")
     if not (volume and at and name):
-        raise click.BadParameter(f"{text!r} does not name a snapshot; write VOLUME@NAME")
-    return SnapshotId(volume, name)
+        raise click.BadParameter(f"{text!r} does not name a {what}; write VOLUME@NAME")
+    return volume, name
 
 
 @dataclass(frozen=True, slots=True)

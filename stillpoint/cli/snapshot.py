@@ -179,20 +179,23 @@ async def show(invocation: Invocation, identity: SnapshotId) -> None:
 
 @snapshot.command()
 @click.argument("identity", metavar="VOLUME@NAME", type=snapshot_identity)
+@click.option("--bookmark", metavar="NAME", help="Remember the instant under this name, as a base of incrementals.")
 @yes_option
 @pass_invocation
 @asynchronous
-async def delete(invocation: Invocation, identity: SnapshotId, yes: bool) -> None:
+async def delete(invocation: Invocation, identity: SnapshotId, bookmark: str | None, yes: bool) -> None:
     """Delete a snapshot. Other snapshots and backups of it stay as they are.
 
     \b
     Example: standbyctl snapshot delete vol1@before-upgrade
+             standbyctl snapshot delete vol1@monday --bookmark monday
     """
     confirm(f"Delete the snapshot {identity}?", yes=yes)
     async with invocation.nodes() as nodes:
-        request = standby_pb2.DeleteSnapshotRequest(volume=identity.volume, name=identity.name)
+        request = standby_pb2.DeleteSnapshotRequest(volume=identity.volume, name=identity.name, bookmark=bookmark or "")
         await nodes.standby.call("DeleteSnapshot", request, common_pb2.Empty)
     if invocation.output.as_json:
-        invocation.output.document({"deleted": str(identity)})
+        invocation.output.document({"deleted": str(identity), "bookmark": bookmark})
     else:
-        invocation.output.line(f"snapshot {identity} deleted")
+        kept = f"; its instant is bookmark {identity.volume}@{bookmark}" if bookmark else ""
+        invocation.output.line(f"snapshot {identity} deleted{kept}")

@@ -19,6 +19,7 @@ from .. import __version__
 from ..errors import StillpointError
 from ..wire.status import from_rpc_error
 from .backup import backup
+from .bookmark import bookmark
 from .command import Group
 from .demo import demo
 from .local import local
@@ -45,7 +46,7 @@ def cli() -> None:
     """
 
 
-for command in (status, volume, snapshot, store, mirror, backup, local, demo):
+for command in (status, volume, snapshot, bookmark, store, mirror, backup, local, demo):
     cli.add_command(command)
 
 

@@ -114,6 +114,7 @@ class Chunk(IntEnum):
 CHUNK_ERROR_BIT: Final = 2**15
 
 BASE_ALLOCATION: Final = "base:allocation"
+DIRTY_BITMAP: Final = "qemu:dirty-bitmap:"  # and the name of the base
 
 
 class AllocationFlag(IntFlag):
@@ -121,6 +122,12 @@ class AllocationFlag(IntFlag):
 
     HOLE = 1
     ZERO = 2
+
+
+class BitmapFlag(IntFlag):
+    """What BLOCK_STATUS says in a `qemu:dirty-bitmap:` context."""
+
+    DIRTY = 1
 
 
 class Errno(IntEnum):

@@ -65,6 +65,10 @@ class NbdServer:
     def connection_count(self) -> int:
         return len(self._connections)
 
+    def peers(self, export: Export) -> list[str]:
+        """Where the clients of `export` are, one entry for each connection."""
+        return [connection.peer for connection in self._connections if connection.export is export]
+
     def listen(self, listeners: Iterable[socket.socket]) -> None:
         """Serve these listening sockets, which the server owns from here, until `stop`. Call on the loop."""
         loop = asyncio.get_running_loop()
@@ -165,6 +169,7 @@ class _Connection:
     ) -> None:
         self.gone = asyncio.Event()
         self.export: Export | None = None
+        self.peer = _peer(sock)
         self._forget = gone
         self._session = session
         self._transmission: Transmission | None = None
@@ -260,3 +265,12 @@ class _Connection:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+
+
+def _peer(sock: socket.socket) -> str:
+    """Where the client is, for people."""
+    try:
+        name = sock.getpeername()
+    except OSError:
+        return "that is gone"
+    return f"{name[0]}:{name[1]}" if isinstance(name, tuple) else "on this host"

@@ -9,12 +9,13 @@ Invariants
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import Enum, auto
 from typing import Final
 
-from ..errors import ProtocolError
+from ..errors import NotFound, ProtocolError
 from .codec import (
     BadOption,
     BlockSizeInfo,
@@ -33,7 +34,7 @@ from .codec import (
     parse_export_name,
 )
 from .constants import ExportFlag, HandshakeFlag, Info, Option, OptionReplyKind
-from .contexts import CONTEXTS
+from .contexts import StatusFunction, context_names, matches, status_function
 from .export import Export
 
 # A plain number: the complement of an IntFlag holds only the flags it has names for.
@@ -60,6 +61,8 @@ class Agreement:
     export: Export
     structured: bool
     contexts: tuple[MetaContext, ...]
+    status: tuple[StatusFunction, ...]
+    """What answers for each of `contexts`."""
 
 
 class ServerSession:
@@ -71,8 +74,9 @@ class ServerSession:
         self._exports = exports
         self._zeroes = True
         self._option_count = 0
-        self._contexts_of: str | None = None
+        self._contexts_of: Export | None = None
         self._contexts: tuple[MetaContext, ...] = ()
+        self._status: tuple[StatusFunction, ...] = ()
         self._output = bytearray(Greeting(_HANDSHAKE_FLAGS).encode())
 
     def output(self) -> bytes:
@@ -178,30 +182,39 @@ class ServerSession:
         self._begin(name)
 
     def _begin(self, name: str) -> None:
-        contexts = self._contexts if self._contexts_of == name else ()
-        self.agreement = Agreement(self._exports[name], self.state is State.STRUCTURED, contexts)
+        export = self._exports[name]
+        contexts, status = (self._contexts, self._status) if self._contexts_of is export else ((), ())
+        self.agreement = Agreement(export, self.state is State.STRUCTURED, contexts, status)
         self.state = State.TRANSMISSION
 
     def _list_contexts(self, request: OptionRequest) -> None:
         query = MetaContextRequest.parse(request.payload)
-        wanted = [name for name in CONTEXTS if not query.queries or _matches(name, query.queries)]
-        self._answer_contexts(request, query, [MetaContext(0, name) for name in wanted])
+        export = self._exports.get(query.name)
+        if export is None:
+            self._reply(request, OptionReplyKind.ERR_UNKNOWN, b"there is no such export")
+            return
+        for name in context_names(export):
+            if not query.queries or any(matches(name, asked) for asked in query.queries):
+                self._reply(request, OptionReplyKind.META_CONTEXT, MetaContext(0, name).encode())
+        self._reply(request, OptionReplyKind.ACK)
 
     def _set_contexts(self, request: OptionRequest) -> None:
-        self._contexts_of, self._contexts = None, ()
+        self._contexts_of, self._contexts, self._status = None, (), ()
         query = MetaContextRequest.parse(request.payload)
-        chosen = [MetaContext(number, name) for number, name in enumerate(CONTEXTS, 1) if name in query.queries]
-        if self._answer_contexts(request, query, chosen):
-            self._contexts_of, self._contexts = query.name, tuple(chosen)
-
-    def _answer_contexts(self, request: OptionRequest, query: MetaContextRequest, contexts: list[MetaContext]) -> bool:
-        if query.name not in self._exports:
+        export = self._exports.get(query.name)
+        if export is None:
             self._reply(request, OptionReplyKind.ERR_UNKNOWN, b"there is no such export")
-            return False
-        for context in contexts:
-            self._reply(request, OptionReplyKind.META_CONTEXT, context.encode())
+            return
+        chosen: list[MetaContext] = []
+        status: list[StatusFunction] = []
+        for name in dict.fromkeys(query.queries):
+            # What is not offered is left out of the answer: that is how the protocol says no.
+            with contextlib.suppress(NotFound):
+                status.append(status_function(export, name))
+                chosen.append(MetaContext(len(status), name))
+                self._reply(request, OptionReplyKind.META_CONTEXT, chosen[-1].encode())
         self._reply(request, OptionReplyKind.ACK)
-        return True
+        self._contexts_of, self._contexts, self._status = export, tuple(chosen), tuple(status)
 
     def _contexts_too_early(self, request: OptionRequest) -> None:
         raise BadOption("needs structured replies first")
@@ -250,8 +263,3 @@ _OPTIONS: Final[dict[State, dict[int, _Handler]]] = {
 def _expect_no_payload(request: OptionRequest) -> None:
     if request.payload:
         raise BadOption("takes no payload")
-
-
-def _matches(name: str, queries: tuple[str, ...]) -> bool:
-    """A query is a context's name, or a namespace with its colon, which stands for all its contexts."""
-    return name in queries or name[: name.index(":") + 1] in queries

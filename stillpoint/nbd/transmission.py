@@ -30,7 +30,6 @@ from .constants import (
     CommandFlag,
     Errno,
 )
-from .contexts import CONTEXTS
 from .errors import nbd_errno
 from .export import Replier, run_in_thread
 from .session import Agreement
@@ -71,6 +70,7 @@ class Transmission(Answers):
         self._size = agreement.export.size
         self._request_max = agreement.export.maximum_request
         self._contexts = agreement.contexts
+        self._status = agreement.status
         self._structured = agreement.structured
         self._header_size = codec.DATA_CHUNK.size if self._structured else codec.SIMPLE_REPLY.size
         self._read_flags = int(CommandFlag.FUA | CommandFlag.DF) if self._structured else _FUA
@@ -325,8 +325,8 @@ class Transmission(Answers):
         limit = 1 if flags & CommandFlag.REQ_ONE else _STATUS_EXTENTS_MAX
         chunks = []
         try:
-            for context in self._contexts:
-                extents = list(islice(CONTEXTS[context.name](self._export, offset, length), limit))
+            for context, status in zip(self._contexts, self._status, strict=True):
+                extents = list(islice(status(offset, length), limit))
                 last = context is self._contexts[-1]
                 chunks.append(codec.encode_block_status(cookie, context.id, extents, last=last))
         except StillpointError as error:

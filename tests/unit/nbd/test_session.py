@@ -12,6 +12,7 @@ from stillpoint.errors import NotFound, PermissionRefused, ProtocolError
 from stillpoint.nbd import client_session, codec
 from stillpoint.nbd.client_session import ClientSession
 from stillpoint.nbd.constants import ExportFlag, Info, Option, OptionReplyKind
+from stillpoint.nbd.contexts import ChangedFunction
 from stillpoint.nbd.export import DeviceExport
 from stillpoint.nbd.session import ServerSession, State
 
@@ -302,3 +303,48 @@ def test_a_plain_server_is_good_enough() -> None:
 def test_servers_that_make_no_sense_are_left(data: bytes, error: type[Exception]) -> None:
     with pytest.raises(error):
         feed(ClientSession("x"), data)
+
+
+class _Remembering(DeviceExport):
+    """An export with two earlier instants."""
+
+    def bases(self) -> list[str]:
+        return ["monday", "tuesday"]
+
+    def changed_since(self, base: str, /) -> ChangedFunction:
+        if base not in self.bases():
+            raise NotFound(base)
+        return lambda offset, length: iter([(length, base == "monday")])
+
+
+@pytest.fixture
+def remembering() -> Iterator[ServerSession]:
+    with ThreadPoolExecutor(1) as executor:
+        device = MemoryDevice(SIZE)
+        session = ServerSession({"vol1@s2": _Remembering("vol1@s2", device, executor, read_only=True)})
+        session.receive(memoryview(codec.ClientFlags(3).encode()))
+        session.output()
+        ask(session, Option.STRUCTURED_REPLY)
+        yield session
+        device.close()
+
+
+@pytest.mark.parametrize(
+    ("query", "listed"),
+    [("qemu:", 2), ("qemu:dirty-bitmap:", 2), ("qemu:dirty-bitmap:monday", 1), ("qemu:dirty-bitmap:mon", 0)],
+)
+def test_bitmaps_are_listed_by_any_beginning_that_ends_with_a_colon(
+    remembering: ServerSession, query: str, listed: int
+) -> None:
+    answers = ask(remembering, Option.LIST_META_CONTEXT, codec.MetaContextRequest("vol1@s2", (query,)).encode())
+    assert [reply.kind for reply in answers] == [OptionReplyKind.META_CONTEXT] * listed + [ACK]
+
+
+def test_an_export_offers_the_bitmaps_it_has_and_leaves_out_the_others(remembering: ServerSession) -> None:
+    names = ("qemu:dirty-bitmap:monday", "base:allocation", "qemu:dirty-bitmap:never", "qemu:dirty-bitmap:monday")
+    ask(remembering, Option.SET_META_CONTEXT, codec.MetaContextRequest("vol1@s2", names).encode())
+    ask(remembering, Option.GO, codec.GoRequest("vol1@s2").encode())
+    agreement = remembering.agreement
+    assert agreement is not None
+    assert [context.name for context in agreement.contexts] == ["qemu:dirty-bitmap:monday", "base:allocation"]
+    assert [list(status(0, SIZE)) for status in agreement.status] == [[(SIZE, 1)], [(SIZE, 3)]]
