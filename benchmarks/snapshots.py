@@ -71,7 +71,8 @@ async def creating(parent: Path, *, size: int, label: str, count: int) -> None:
 
 
 async def writing(parent: Path, *, size: int, count: int) -> None:
-    offsets = [random.Random(1).randrange(size // 4096) * 4096 for _ in range(count)]
+    choose = random.Random(1)
+    offsets = [choose.randrange(size // 4096) * 4096 for _ in range(count)]
     bench = Bench(parent, size=size)
     for offset in range(0, size, MIB):
         bench.mirror.write(offset, [PAGE] * 256)
@@ -134,26 +135,16 @@ async def reading(parent: Path, *, size: int) -> None:
 
 async def deleting(parent: Path, *, size: int, block_size: int, count: int) -> None:
     bench = Bench(parent, size=size, block_size=block_size)
-    await bench.snapshot("old")
-    await bench.snapshot("s")
-    for offset in range(0, count * block_size, MIB):
-        bench.engine.write(offset, memoryview(bytes(MIB - 1) + b"x"))
-        if bench.engine.wants_commit:
-            await bench.engine.commit()
-    await bench.engine.commit()
-    stalls = []
-    deletion = asyncio.create_task(bench.engine.delete("s"))
-    started = last = time.perf_counter()
-    while not deletion.done():
-        await asyncio.sleep(0)
-        now = time.perf_counter()
-        stalls.append(now - last)
-        last = now
-    await deletion
-    print(
-        f"delete of {count:,} preserved blocks {time.perf_counter() - started:6.3f} s, longest stall of the loop"
-        f" {1000 * max(stalls):.1f} ms"
-    )
+    for content in (b"a", b"b"):
+        for offset in range(0, count * block_size, MIB):
+            bench.engine.write(offset, memoryview(content * MIB))
+            if bench.engine.wants_commit:
+                await bench.engine.commit()
+        await bench.engine.commit()
+        if content == b"a":
+            await bench.snapshot("old")
+            await bench.snapshot("s")
+    await _delete(bench, "s", f"delete of {count:,} preserved blocks, all handed on: ")
     await bench.snapshot("new")
     base = bench.engine.get("old").generation
     started = time.perf_counter()
@@ -165,7 +156,22 @@ async def deleting(parent: Path, *, size: int, block_size: int, count: int) -> N
     bench.stores = StoreDirectory(bench.folder / "stores")
     bench.engine = SnapshotEngine.open(bench.folder / "state", bench.mirror, bench.stores)
     print(f"open with that many records {time.perf_counter() - started:6.3f} s")
+    await _delete(bench, "old", f"delete of {count:,} preserved blocks, all freed:     ")
     await bench.close()
+
+
+async def _delete(bench: Bench, name: str, label: str) -> None:
+    """Delete a snapshot while watching how long the loop is kept from its other work."""
+    stalls = []
+    deletion = asyncio.create_task(bench.engine.delete(name))
+    started = last = time.perf_counter()
+    while not deletion.done():
+        await asyncio.sleep(0)
+        now = time.perf_counter()
+        stalls.append(now - last)
+        last = now
+    await deletion
+    print(f"{label}{time.perf_counter() - started:6.3f} s, longest stall of the loop {1000 * max(stalls):.1f} ms")
 
 
 async def main() -> None:

@@ -3,37 +3,57 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Final
 
 import numpy as np
+import numpy.typing as npt
 
 from stillpoint.extents import Extent
 
-from .association import AssociationMap
+from .association import NOT_PRESERVED, AssociationMap
 from .birth import Generations
 from .values import ChangedExtents
 
+_CHUNK: Final = 1 << 18  # blocks at a time: what is computed on stays in the processor's cache
 
-def birth_as_of(births: Generations, maps: Sequence[AssociationMap], block_count: int) -> Generations:
-    """For each block the generation its content had at a snapshot.
 
-    maps: of the snapshot and of all newer live ones, ascending. The oldest of them that has a record decides, so they
-    are laid over the births of now from the newest to the oldest.
+def changed_extents(
+    births: Generations, maps: Sequence[AssociationMap], *, base: int, block_size: int, block_count: int
+) -> ChangedExtents:
+    """The blocks of a snapshot whose content is newer than `base`, neighbours joined.
+
+    maps: of the snapshot and of all newer live ones, ascending.
     """
-    as_of = births[:block_count].copy()
-    for records in reversed(maps):
-        for blocks, _, born in records.pieces():
-            if int(blocks[-1]) >= block_count:  # of a volume that has grown since
-                inside = blocks < block_count
-                blocks, born = blocks[inside], born[inside]
-            as_of[blocks] = born
-    return as_of
-
-
-def changed_extents(as_of: Generations | None, base: int, block_size: int, block_count: int) -> ChangedExtents:
-    """The blocks whose content is newer than `base`, neighbours joined; everything when nothing is known."""
-    if as_of is None:
-        return ChangedExtents(known=False, extents=(Extent(0, block_count * block_size),))
-    newer = np.concatenate(([False], as_of > base, [False]))
-    borders = np.flatnonzero(newer[1:] != newer[:-1]) * block_size
-    pairs = borders.reshape(-1, 2).tolist()
+    borders: list[npt.NDArray[np.int64]] = []
+    inside = False
+    for first in range(0, block_count, _CHUNK):
+        newer = _newer(births, maps, base, first, min(_CHUNK, block_count - first))
+        flips = np.flatnonzero(newer[1:] != newer[:-1]) + (first + 1)
+        borders.append(np.concatenate(([first], flips)) if newer[0] != inside else flips)
+        inside = bool(newer[-1])
+    if inside:
+        borders.append(np.array([block_count]))
+    pairs = (np.concatenate(borders) * block_size).reshape(-1, 2).tolist()
     return ChangedExtents(known=True, extents=[Extent(start, end - start) for start, end in pairs])
+
+
+def unknown_extents(size: int) -> ChangedExtents:
+    """Nothing is known of the base, so everything may differ."""
+    return ChangedExtents(known=False, extents=(Extent(0, size),))
+
+
+def _newer(
+    births: Generations, maps: Sequence[AssociationMap], base: int, first: int, count: int
+) -> npt.NDArray[np.bool_]:
+    as_of = births[first : first + count]
+    if not (as_of > base).any():
+        return np.zeros(count, dtype=np.bool_)  # what a record says of a block is older than its birth
+    # The oldest snapshot that has a record decides, so they are laid over the births of now from the newest on.
+    as_of = as_of.copy()
+    for records in reversed(maps):
+        found = records.lookup(first, count)
+        if found is not None:
+            addresses, born = found
+            here = addresses != NOT_PRESERVED
+            as_of[here] = born[here]
+    return as_of > base

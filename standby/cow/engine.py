@@ -29,7 +29,7 @@ from . import recovery
 from .association import ArrayMap
 from .birth import BirthMap
 from .catalog import Event
-from .changed import birth_as_of, changed_extents
+from .changed import changed_extents, unknown_extents
 from .retiring import Retirement
 from .stage import STAGES_MAX, Marks
 from .store_directory import StoreDirectory
@@ -306,14 +306,16 @@ class SnapshotEngine(WriteStream):
         volume = self._volume
         async with self._lock:
             of = self._active(snapshot)
-            block_count = of.size // volume.block_size
-            known = incarnation == volume.incarnation and base <= of.generation
-            if not known:
-                return changed_extents(None, base, volume.block_size, block_count)
+            if incarnation != volume.incarnation or base > of.generation:
+                return unknown_extents(of.size)
             maps = [volume.maps[generation] for generation in volume.live if generation >= of.generation]
             return await self._run(
                 lambda: changed_extents(
-                    birth_as_of(volume.births.array, maps, block_count), base, volume.block_size, block_count
+                    volume.births.array,
+                    maps,
+                    base=base,
+                    block_size=volume.block_size,
+                    block_count=of.size // volume.block_size,
                 )
             )
 

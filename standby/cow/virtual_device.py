@@ -35,7 +35,7 @@ from .association import (
     store_of,
 )
 from .birth import BirthMap, Generations
-from .changed import birth_as_of, changed_extents
+from .changed import changed_extents, unknown_extents
 from .shared_header import HeaderState, SharedHeader
 from .store_directory import read_definitions
 from .values import ChangedExtents, SnapshotState
@@ -146,15 +146,20 @@ class VirtualDevice:
 
     def changed(self, *, base: int, incarnation: str) -> ChangedExtents:
         """As `SnapshotEngine.changed`, computed here so that it costs the mirror nothing."""
-        block_count = self._size // self._block_size
         if incarnation != self._incarnation or base > self.generation:
-            return changed_extents(None, base, self._block_size, block_count)
+            return unknown_extents(self._size)
         while True:
             view = self._settle()
-            # Births first, then maps: a block that is preserved in between is in the map by then or still old.
-            as_of = birth_as_of(self._births.array, tuple(view.maps.values()), block_count)
+            # Births are looked at before maps: a block that is preserved in between is in the map by then or still old.
+            changed = changed_extents(
+                self._births.array,
+                tuple(view.maps.values()),
+                base=base,
+                block_size=self._block_size,
+                block_count=self._size // self._block_size,
+            )
             if self._is_settled(view):
-                return changed_extents(as_of, base, self._block_size, block_count)
+                return changed
 
     def close(self) -> None:
         for store in self._stores.values():
