@@ -266,8 +266,9 @@ class MirroredDevice:
     # --- the standby
 
     @property
-    def attached(self) -> bool:
-        return self._sender is not None
+    def waiting_count(self) -> int:
+        """Requests that wait for the standby."""
+        return len(self._pending) + len(self._flush_waiting)
 
     def attach(self, sender: Sender, detached: Callable[[Exception], None]) -> None:
         """From now on every change goes to this sender too. `detached` is called once when that ends."""

@@ -21,8 +21,10 @@ from .sender import Sender
 # A run of dirty chunks looked at in one go; a hole of this size is one frame.
 _RUN_SIZE = 1 << 30
 _PIECE_SIZE = 1 << 20
-# Sent and not acknowledged, at most; what clients write comes on top.
+# Sent and not acknowledged, at most: a lot while no client waits, and just enough to keep moving while one does, since
+# a client's write waits on the standby behind all of it.
 _WINDOW_BYTES = 8 << 20
+_WINDOW_BUSY_BYTES = 1 << 20
 
 
 class Progress:
@@ -50,7 +52,7 @@ async def resync(
             offset = 0  # a range was made dirty again behind us
             continue
         for mapped in list(_pieces(device, run)):
-            await sender.room(_WINDOW_BYTES)
+            await sender.room(_WINDOW_BUSY_BYTES if volume.waiting_count else _WINDOW_BYTES)
             await _send(device, mapped, dirty, volume, sender, executor)
             progress.done_bytes += mapped.length
             await asyncio.sleep(0)
