@@ -20,32 +20,28 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
-from uuid import UUID, uuid4
+from uuid import uuid4
 
 from stillpoint.devices import BlockDevice
-from stillpoint.errors import AlreadyExists, DeviceError, InvalidRequest, NotFound, Refused, SnapshotInvalid
+from stillpoint.errors import AlreadyExists, DeviceError, InvalidRequest, Refused, SnapshotInvalid
 
 from . import recovery
 from .association import ArrayMap
 from .birth import BirthMap
 from .catalog import Event
-from .changed import changed_extents, unknown_extents
 from .retiring import Retirement
+from .snapshot_book import SnapshotBook
 from .stage import STAGES_MAX, Marks
 from .store_directory import StoreDirectory
 from .values import (
     BLOCK_SIZE_DEFAULT,
     GENERATION_MAX,
     SNAPSHOTS_MAX,
-    Bookmark,
-    ChangedExtents,
     Snapshot,
     SnapshotState,
-    SnapshotStatistics,
     check_name,
 )
 from .volume import BIRTH_FILE, CATALOG_FILE, HEADER_FILE, Volume, map_path
-from .write_stream import WriteStream
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,13 +51,15 @@ class PendingSnapshot:
     snapshot: Snapshot
 
 
-class SnapshotEngine(WriteStream):
+class SnapshotEngine(SnapshotBook):
     """One volume's mirror with its snapshots. Made by `create` or `open`, ended by `close`."""
 
     def __init__(self, volume: Volume, *, now_ns: Callable[[], int] = time.time_ns, **options: Any) -> None:
-        """now_ns: wall clock, for the times people see. options: of WriteStream."""
-        super().__init__(volume, **options)
-        self._now_ns = now_ns
+        """Not for callers: use `create` or `open`.
+
+        now_ns: wall clock, for the times people see. options: of WriteStream.
+        """
+        super().__init__(volume, now_ns=now_ns, **options)
         self._closed = False
         volume.stores.users.append(self)
 
@@ -233,119 +231,6 @@ class SnapshotEngine(WriteStream):
             snapshot = replace(self._volume.snapshots[generation], protected=protected)
             self._volume.snapshots[generation] = snapshot
             return snapshot
-
-    @property
-    def name(self) -> str:
-        return self._volume.name
-
-    @property
-    def incarnation(self) -> UUID:
-        """Of the birth map: a bookmark of another one is no base for anything here."""
-        return self._volume.incarnation
-
-    @property
-    def size(self) -> int:
-        return self._volume.size
-
-    @property
-    def block_size(self) -> int:
-        return self._volume.block_size
-
-    def snapshots(self) -> list[Snapshot]:
-        """All of them, oldest first, those being made and invalid ones too."""
-        return [self._volume.snapshots[generation] for generation in sorted(self._volume.snapshots)]
-
-    def get(self, name: str) -> Snapshot:
-        """Raises NotFound."""
-        return self._volume.by_name(name)
-
-    def uses_store(self, store: UUID) -> bool:
-        """Whether a live snapshot may have blocks in that store."""
-        found = self._volume.stores.by_uuid(store)
-        return found is not None and any(self._volume.may_use(generation, found) for generation in self._volume.live)
-
-    async def bookmark(self, name: str, snapshot: str) -> Bookmark:
-        """Remember the snapshot's instant under `name`, durably. Raises InvalidRequest, AlreadyExists, NotFound."""
-        check_name(name, what="bookmark")
-        volume = self._volume
-        of = volume.by_name(snapshot)
-        if name in volume.bookmarks:
-            raise AlreadyExists(f"{volume.name}: there is a bookmark {name} already")
-        mark = Bookmark(volume.name, name, of.generation, volume.incarnation, of.uuid, self._now_ns())
-        volume.bookmarks[name] = mark
-        try:
-            await self._run(
-                lambda: volume.catalog.append(
-                    Event.BOOKMARK_ADDED,
-                    name=name,
-                    generation=mark.generation,
-                    incarnation=str(mark.incarnation),
-                    snapshot=str(mark.snapshot),
-                    created_ns=mark.created_ns,
-                )
-            )
-        except DeviceError:
-            del volume.bookmarks[name]
-            raise
-        return mark
-
-    async def delete_bookmark(self, name: str) -> None:
-        """Raises NotFound, DeviceError."""
-        if self._volume.bookmarks.pop(name, None) is None:
-            raise NotFound(f"{self.name}: there is no bookmark {name}")
-        await self._run(lambda: self._volume.catalog.append(Event.BOOKMARK_DELETED, name=name))
-
-    def bookmarks(self) -> list[Bookmark]:
-        return sorted(self._volume.bookmarks.values(), key=lambda mark: mark.generation)
-
-    async def changed(self, snapshot: str, *, base: int, incarnation: UUID) -> ChangedExtents:
-        """What was written between the instant `base` (a generation of that incarnation) and the snapshot.
-
-        Whole blocks, in order; trims, zeroing and growth count. Raises NotFound, SnapshotInvalid.
-        """
-        volume = self._volume
-        async with self._lock:
-            of = self._active(snapshot)
-            if incarnation != volume.incarnation or base > of.generation:
-                return unknown_extents(of.size)
-            maps = [volume.maps[generation] for generation in volume.live if generation >= of.generation]
-            return await self._run(
-                lambda: changed_extents(
-                    volume.births.array,
-                    maps,
-                    base=base,
-                    block_size=volume.block_size,
-                    block_count=of.size // volume.block_size,
-                )
-            )
-
-    async def statistics(self, snapshot: str) -> SnapshotStatistics:
-        """Raises NotFound, SnapshotInvalid."""
-        volume = self._volume
-        async with self._lock:
-            of = self._active(snapshot)
-            older = volume.older_than(of.generation)
-            records = volume.maps[of.generation]
-
-            def count() -> SnapshotStatistics:
-                preserved = reclaimable = 0
-                for _, addresses, born in records.pieces():
-                    preserved += len(addresses)
-                    reclaimable += int(((addresses > 1) & (born.astype("i8") > older)).sum())
-                return SnapshotStatistics(of.name, preserved, reclaimable * volume.block_size)
-
-            return await self._run(count)
-
-    def _active(self, name: str) -> Snapshot:
-        snapshot = self._volume.by_name(name)
-        if snapshot.state is not SnapshotState.ACTIVE:
-            reason = snapshot.invalid_reason or f"is {snapshot.state.name.lower()}"
-            raise SnapshotInvalid(f"{self.name}@{name}: {reason}")
-        return snapshot
-
-    def describe(self) -> dict[str, Any]:
-        """What `open_virtual_device` needs in another process; can be written as JSON."""
-        return self._volume.describe()
 
     async def resize(self, size: int) -> None:
         """Grow the volume; the new bytes read as zeroes and count as written now. The mirror grows with it if it must.

@@ -29,7 +29,7 @@ from stillpoint.devices.file import fsync_folder
 from stillpoint.errors import AlreadyExists, DataCorrupt, DeviceError, InvalidRequest, NotFound
 
 from . import record_log
-from .association import ALL_ZEROES, STORE_SHIFT, UNIT_SIZE, Addresses, ArrayMap
+from .association import ALL_ZEROES, STORE_SHIFT, UNIT_SIZE, Addresses, ArrayMap, AssociationMap
 from .birth import BirthMap, Blocks, Generations
 from .catalog import Catalog, CatalogState, Event
 from .shared_header import SharedHeader
@@ -245,8 +245,8 @@ def _unproven(
 
 def _build_maps(
     folder: Path, entries: dict[int, _Entries], live: tuple[int, ...], state: CatalogState, block_size: int
-) -> dict[int, ArrayMap]:
-    maps = {}
+) -> dict[int, AssociationMap]:
+    maps: dict[int, AssociationMap] = {}
     try:
         for generation in live:
             count = state.snapshots[generation]["size"] // block_size

@@ -31,6 +31,7 @@ from .association import (
     UNIT_SIZE,
     Addresses,
     ArrayMap,
+    AssociationMap,
     offset_of,
     store_of,
 )
@@ -72,7 +73,7 @@ class _View:
     """The maps to ask, oldest first, as of one state of the list. Never changed, so threads may share it."""
 
     sequence: int
-    maps: dict[int, ArrayMap]
+    maps: dict[int, AssociationMap]
 
 
 class VirtualDevice:
@@ -304,10 +305,10 @@ class VirtualDevice:
     def _is_settled(self, view: _View) -> bool:
         return self._header.sequence == view.sequence and not self._header.closed
 
-    def _open_maps(self, state: HeaderState) -> dict[int, ArrayMap] | None:
+    def _open_maps(self, state: HeaderState) -> dict[int, AssociationMap] | None:
         """The maps that may hold blocks of this snapshot, ascending; None when one left meanwhile: ask again."""
         known = self._view.maps
-        maps = {}
+        maps: dict[int, AssociationMap] = {}
         for generation in sorted(state.states):
             if generation >= self.generation and state.states[generation] in _STILL_READABLE:
                 try:

@@ -19,7 +19,7 @@ from uuid import UUID
 from stillpoint.devices import BlockDevice
 from stillpoint.errors import NotFound
 
-from .association import ArrayMap
+from .association import AssociationMap
 from .birth import BirthMap
 from .catalog import Catalog
 from .preservation import PreservationStore
@@ -63,7 +63,7 @@ class Volume:
     current: int
     snapshots: dict[int, Snapshot]  # by generation, invalid ones too
     bookmarks: dict[str, Bookmark]
-    maps: dict[int, ArrayMap]  # of live snapshots, and of one that is leaving
+    maps: dict[int, AssociationMap]  # of live snapshots, and of one that is leaving
     live: tuple[int, ...] = ()
     store_newest: dict[str, int] = field(default_factory=dict)  # by name: the newest generation that ever used it
 

@@ -1,0 +1,140 @@
+"""What can be asked about a volume and its snapshots, and the bookmarks that outlive them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+from uuid import UUID
+
+import numpy as np
+
+from stillpoint.errors import AlreadyExists, DeviceError, NotFound, SnapshotInvalid
+
+from .association import ALL_ZEROES
+from .catalog import Event
+from .changed import changed_extents, unknown_extents
+from .values import Bookmark, ChangedExtents, Snapshot, SnapshotState, SnapshotStatistics, check_name
+from .volume import Volume
+from .write_stream import WriteStream
+
+
+class SnapshotBook(WriteStream):
+    """Answers come from memory, but for those that count blocks (`statistics`, `changed`): they work in a thread."""
+
+    def __init__(self, volume: Volume, *, now_ns: Callable[[], int] = time.time_ns, **options: Any) -> None:
+        super().__init__(volume, **options)
+        self._now_ns = now_ns
+
+    @property
+    def name(self) -> str:
+        return self._volume.name
+
+    @property
+    def incarnation(self) -> UUID:
+        """Of the birth map: a bookmark of another one is no base for anything here."""
+        return self._volume.incarnation
+
+    @property
+    def size(self) -> int:
+        return self._volume.size
+
+    @property
+    def block_size(self) -> int:
+        return self._volume.block_size
+
+    def snapshots(self) -> list[Snapshot]:
+        """All of them, oldest first, those being made and invalid ones too."""
+        return [self._volume.snapshots[generation] for generation in sorted(self._volume.snapshots)]
+
+    def get(self, name: str) -> Snapshot:
+        """Raises NotFound."""
+        return self._volume.by_name(name)
+
+    def uses_store(self, store: UUID) -> bool:
+        """Whether a live snapshot may have blocks in that store."""
+        found = self._volume.stores.by_uuid(store)
+        return found is not None and any(self._volume.may_use(generation, found) for generation in self._volume.live)
+
+    async def bookmark(self, name: str, snapshot: str) -> Bookmark:
+        """Remember the snapshot's instant under `name`, durably. Raises InvalidRequest, AlreadyExists, NotFound."""
+        check_name(name, what="bookmark")
+        volume = self._volume
+        of = volume.by_name(snapshot)
+        if name in volume.bookmarks:
+            raise AlreadyExists(f"{volume.name}: there is a bookmark {name} already")
+        mark = Bookmark(volume.name, name, of.generation, volume.incarnation, of.uuid, self._now_ns())
+        volume.bookmarks[name] = mark
+        try:
+            await self._run(
+                lambda: volume.catalog.append(
+                    Event.BOOKMARK_ADDED,
+                    name=name,
+                    generation=mark.generation,
+                    incarnation=str(mark.incarnation),
+                    snapshot=str(mark.snapshot),
+                    created_ns=mark.created_ns,
+                )
+            )
+        except DeviceError:
+            del volume.bookmarks[name]
+            raise
+        return mark
+
+    async def delete_bookmark(self, name: str) -> None:
+        """Raises NotFound, DeviceError."""
+        if self._volume.bookmarks.pop(name, None) is None:
+            raise NotFound(f"{self.name}: there is no bookmark {name}")
+        await self._run(lambda: self._volume.catalog.append(Event.BOOKMARK_DELETED, name=name))
+
+    def bookmarks(self) -> list[Bookmark]:
+        return sorted(self._volume.bookmarks.values(), key=lambda mark: mark.generation)
+
+    async def changed(self, snapshot: str, *, base: int, incarnation: UUID) -> ChangedExtents:
+        """What was written between the instant `base` (a generation of that incarnation) and the snapshot.
+
+        Whole blocks, in order; trims, zeroing and growth count. Raises NotFound, SnapshotInvalid.
+        """
+        volume = self._volume
+        async with self._lock:
+            of = self._active(snapshot)
+            if incarnation != volume.incarnation or base > of.generation:
+                return unknown_extents(of.size)
+            maps = [volume.maps[generation] for generation in volume.live if generation >= of.generation]
+            return await self._run(
+                lambda: changed_extents(
+                    volume.births.array,
+                    maps,
+                    base=base,
+                    block_size=volume.block_size,
+                    block_count=of.size // volume.block_size,
+                )
+            )
+
+    async def statistics(self, snapshot: str) -> SnapshotStatistics:
+        """Raises NotFound, SnapshotInvalid."""
+        volume = self._volume
+        async with self._lock:
+            of = self._active(snapshot)
+            older = volume.older_than(of.generation)
+            records = volume.maps[of.generation]
+
+            def count() -> SnapshotStatistics:
+                preserved = reclaimable = 0
+                for _, addresses, born in records.pieces():
+                    preserved += len(addresses)
+                    reclaimable += int(((addresses > ALL_ZEROES) & (born.astype(np.int64) > older)).sum())
+                return SnapshotStatistics(of.name, preserved, reclaimable * volume.block_size)
+
+            return await self._run(count)
+
+    def _active(self, name: str) -> Snapshot:
+        snapshot = self._volume.by_name(name)
+        if snapshot.state is not SnapshotState.ACTIVE:
+            reason = snapshot.invalid_reason or f"is {snapshot.state.name.lower()}"
+            raise SnapshotInvalid(f"{self.name}@{name}: {reason}")
+        return snapshot
+
+    def describe(self) -> dict[str, Any]:
+        """What `open_virtual_device` needs in another process; can be written as JSON."""
+        return self._volume.describe()
