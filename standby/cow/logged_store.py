@@ -20,6 +20,7 @@ Invariants, and where a crash may strike:
 from __future__ import annotations
 
 import errno
+import secrets
 import zlib
 from collections import defaultdict
 from collections.abc import Iterator
@@ -66,9 +67,11 @@ class LoggedStore(PreservationStore):
         share = min(max(device.size // _LOG_SHARE, _LOG_SIZE_MIN), _LOG_SIZE_MAX)
         log_size = -(-(log_size or share) // 4096) * 4096
         data_offset = record_log.LOG_OFFSET + 2 * log_size
-        root = Superblock(uuid4(), 1, device.size, data_offset, log_size, 0, 1, number)
+        # Batches count only under their superblock's sequence, so beginning anywhere makes those of a store that was on
+        # this device before worthless, without zeroing its log.
+        root = Superblock(uuid4(), 1 + secrets.randbits(40), device.size, data_offset, log_size, 0, 1, number)
         store = cls(device, root, name=name)
-        device.write_zeroes(0, data_offset)
+        device.write_zeroes(0, record_log.LOG_OFFSET)
         store._write_root(root)
         store._settled = True
         return store
