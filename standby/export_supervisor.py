@@ -12,7 +12,7 @@ import logging
 import socket
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from stillpoint.config import Address
@@ -153,6 +153,23 @@ class ExportSupervisor:
             return
         if "error" in answer:
             logger.error("the export process refused: %s", answer["error"], extra={"volume": volume})
+
+    async def withdraw(self, snapshot: str) -> list[str]:
+        """Stop serving the snapshot, unless somebody reads it: who does. Nobody reads while the process is down."""
+        return list((await self._ask_if_up({"withdraw": snapshot})).get("readers", ()))
+
+    async def readers(self, snapshots: Sequence[str]) -> dict[str, list[str]]:
+        """By snapshot, those that are being read: one entry for each NBD connection and each gRPC stream."""
+        return dict((await self._ask_if_up({"readers": list(snapshots)})).get("readers", {})) if snapshots else {}
+
+    async def _ask_if_up(self, message: dict[str, Any]) -> dict[str, Any]:
+        if self._control is None:
+            return {}
+        try:
+            return await self._ask(message, timeout_s=_ANSWER_TIMEOUT_S)
+        except PeerUnavailable as error:
+            logger.warning("%s", error)
+            return {}
 
     async def stop(self) -> None:
         if self._task is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 import shutil
@@ -28,6 +29,10 @@ from .record import MirrorRecord
 logger = logging.getLogger(__name__)
 
 _THREADS = 8
+# A client that closed its connection a moment ago may still count as a reader.
+_ENDING_READER_S = 1.0
+_READER_POLL_S = 0.1
+_READERS_NAMED = 4
 
 
 class StandbyNode:
@@ -221,13 +226,32 @@ class StandbyNode:
         stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
         return next(name for name in (stamp, *(f"{stamp}-{count}" for count in range(2, 5000))) if name not in taken)
 
-    async def delete_snapshot(self, volume: str, name: str, *, bookmark: str) -> None:
-        """bookmark: not empty: remember the instant under this name, durably, before the snapshot goes."""
-        mirror = self.mirror(volume)
-        if bookmark:
-            await mirror.engine.bookmark(bookmark, name)
-        await mirror.engine.delete(name)
-        await self._publish(volume)
+    async def delete_snapshot(self, volume: str, name: str, *, bookmark: str, wait: bool) -> None:
+        """bookmark: not empty: remember the instant under this name, durably, before the snapshot goes.
+
+        Refused while somebody reads it, for longer than a reader that is just ending needs; wait: until nobody does.
+        """
+        engine = self.mirror(volume).engine
+        identity = f"{volume}@{name}"
+        if engine.get(name).protected:
+            raise Refused(f"snapshot {identity} is protected; `snapshot unprotect` it first")
+        if bookmark and any(mark.name == bookmark for mark in engine.bookmarks()):
+            raise AlreadyExists(f"volume {volume!r} has a bookmark {bookmark!r} already")
+        patience_ends = asyncio.get_running_loop().time() + _ENDING_READER_S
+        while readers := await self.export.withdraw(identity):
+            if not wait and asyncio.get_running_loop().time() > patience_ends:
+                raise Refused(
+                    f"snapshot {identity} is being read by {' and '.join(readers[:_READERS_NAMED])}"
+                    + (f" and {len(readers) - _READERS_NAMED} more" if len(readers) > _READERS_NAMED else "")
+                    + "; let them end, or delete it with --wait"
+                )
+            await asyncio.sleep(_READER_POLL_S)
+        try:
+            if bookmark:
+                await engine.bookmark(bookmark, name)
+            await engine.delete(name)
+        finally:
+            await self._publish(volume)
 
     async def delete_bookmark(self, volume: str, name: str) -> None:
         await self.mirror(volume).engine.delete_bookmark(name)

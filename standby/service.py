@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 
 import grpc
 
-from stillpoint.errors import InvalidRequest, NotFound, ProtocolError
+from stillpoint.errors import InvalidRequest, NotFound, ProtocolError, SnapshotInvalid
 from stillpoint.link import grpc as grpc_link
 from stillpoint.link.frames import PROTOCOL_VERSION
 from stillpoint.link.tokens import TokenGate
@@ -114,21 +115,29 @@ class StandbyService(standby_pb2_grpc.StandbyServiceServicer):
         self, request: standby_pb2.ListSnapshotsRequest, context: Context
     ) -> standby_pb2.SnapshotList:
         names = [request.volume] if request.volume else sorted(self._node.mirrors)
-        return standby_pb2.SnapshotList(
+        answer = standby_pb2.SnapshotList(
             snapshots=[
                 await self._describe(snapshot)
                 for name in names
                 for snapshot in self._node.mirror(name).engine.snapshots()
             ]
         )
+        readers = await self._node.export.readers([f"{each.volume}@{each.name}" for each in answer.snapshots])
+        for described in answer.snapshots:
+            described.readers = len(readers.get(f"{described.volume}@{described.name}", ()))
+        return answer
 
     @answers
     async def GetSnapshot(self, request: standby_pb2.SnapshotName, context: Context) -> standby_pb2.Snapshot:
-        return await self._describe(self._node.mirror(request.volume).engine.get(request.name))
+        described = await self._describe(self._node.mirror(request.volume).engine.get(request.name))
+        identity = f"{request.volume}@{request.name}"
+        described.reader_names.extend((await self._node.export.readers([identity])).get(identity, ()))
+        described.readers = len(described.reader_names)
+        return described
 
     @answers
     async def DeleteSnapshot(self, request: standby_pb2.DeleteSnapshotRequest, context: Context) -> common_pb2.Empty:
-        await self._node.delete_snapshot(request.volume, request.name, bookmark=request.bookmark)
+        await self._node.delete_snapshot(request.volume, request.name, bookmark=request.bookmark, wait=request.wait)
         return common_pb2.Empty()
 
     @answers
@@ -156,9 +165,15 @@ class StandbyService(standby_pb2_grpc.StandbyServiceServicer):
 
     async def _describe(self, snapshot: Snapshot) -> standby_pb2.Snapshot:
         mirror = self._node.mirror(snapshot.volume)
-        counted = snapshot.state is SnapshotState.ACTIVE
-        blocks = (await mirror.engine.statistics(snapshot.name)).blocks_preserved if counted else 0
-        return describe_snapshot(snapshot, mirror, preserved_blocks=blocks)
+        described = describe_snapshot(snapshot, mirror)
+        if snapshot.state is SnapshotState.ACTIVE:
+            with contextlib.suppress(NotFound, SnapshotInvalid):  # gone, or lost, since it was listed
+                statistics = await mirror.engine.statistics(snapshot.name)
+                described.preserved_blocks = statistics.blocks_preserved
+                described.preserved_bytes = statistics.blocks_preserved * mirror.record.block_size
+                described.reclaimable_bytes = statistics.reclaimable_size
+                described.shared_bytes = described.preserved_bytes - statistics.reclaimable_size
+        return described
 
     # --- stores
 
@@ -224,8 +239,8 @@ def describe_mirror(mirror: Mirror) -> standby_pb2.Mirror:
     )
 
 
-def describe_snapshot(snapshot: Snapshot, mirror: Mirror, *, preserved_blocks: int) -> standby_pb2.Snapshot:
-    block_size = mirror.record.block_size
+def describe_snapshot(snapshot: Snapshot, mirror: Mirror) -> standby_pb2.Snapshot:
+    """Without what has to be counted."""
     return standby_pb2.Snapshot(
         volume=snapshot.volume,
         name=snapshot.name,
@@ -236,10 +251,8 @@ def describe_snapshot(snapshot: Snapshot, mirror: Mirror, *, preserved_blocks: i
         created_ns=snapshot.created_ns,
         generation=snapshot.generation,
         store=snapshot.store,
-        preserved_blocks=preserved_blocks,
-        preserved_bytes=preserved_blocks * block_size,
         in_sync=mirror.state is MirrorState.IN_SYNC,
-        block_size=block_size,
+        block_size=mirror.record.block_size,
         protected=snapshot.protected,
     )
 

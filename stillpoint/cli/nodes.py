@@ -36,7 +36,10 @@ class Node:
         self.channel = open_channel(address)
         self._stub = make_stub(self.channel)
 
-    async def call(self, method: str, request: Message, answer: type[M], *, timeout_s: float = CALL_TIMEOUT_S) -> M:
+    async def call(
+        self, method: str, request: Message, answer: type[M], *, timeout_s: float | None = CALL_TIMEOUT_S
+    ) -> M:
+        """timeout_s: None for no limit."""
         try:
             response = await getattr(self._stub, method)(request, timeout=timeout_s)
         except grpc.RpcError as error:

@@ -18,7 +18,7 @@ from .command import (
     snapshot_identity,
     yes_option,
 )
-from .nodes import Nodes
+from .nodes import CALL_TIMEOUT_S, Nodes
 from .output import enum_word, format_age, format_seconds, iso_time
 
 
@@ -50,6 +50,10 @@ def snapshot_document(snapshot: standby_pb2.Snapshot) -> dict[str, Any]:
         "store": snapshot.store,
         "preserved_blocks": snapshot.preserved_blocks,
         "preserved_bytes": snapshot.preserved_bytes,
+        "reclaimable_bytes": snapshot.reclaimable_bytes,
+        "shared_bytes": snapshot.shared_bytes,
+        "protected": snapshot.protected,
+        "readers": snapshot.readers,
         "in_sync": snapshot.in_sync,
     }
     if snapshot.create_duration_ns:
@@ -129,13 +133,14 @@ async def list_(invocation: Invocation, volume: str | None) -> None:
         invocation.output.document([snapshot_document(each) for each in snapshots])
         return
     invocation.output.table(
-        ("SNAPSHOT", "STATE", "SIZE>", "PRESERVED>", "STORE", "AGE>"),
+        ("SNAPSHOT", "STATE", "SIZE>", "PRESERVED>", "READERS>", "STORE", "AGE>"),
         [
             (
                 snapshot_id(each),
-                state_cell(each.state),
+                state_cell(each.state) + (" protected" if each.protected else ""),
                 format_size(each.size),
                 format_size(each.preserved_bytes),
+                str(each.readers),
                 each.store,
                 format_age(each.created_ns),
             )
@@ -159,7 +164,7 @@ async def show(invocation: Invocation, identity: SnapshotId) -> None:
         shown = await get_snapshot(nodes, identity)
         uri = f"nbd://{nodes.cluster.standby.nbd}/{identity}"
     if invocation.output.as_json:
-        invocation.output.document(snapshot_document(shown))
+        invocation.output.document({**snapshot_document(shown), "reader_names": list(shown.reader_names)})
         return
     invocation.output.properties(
         [
@@ -172,7 +177,11 @@ async def show(invocation: Invocation, identity: SnapshotId) -> None:
             ("taken", f"{iso_time(shown.created_ns)} ({format_age(shown.created_ns)} ago)"),
             ("pair then", "in sync" if shown.in_sync else "NOT IN SYNC: older than the primary's volume"),
             ("preserved", f"{format_size(shown.preserved_bytes)} in {shown.preserved_blocks} blocks"),
+            ("unique", f"{format_size(shown.reclaimable_bytes)}, which deleting it gives back to the store"),
+            ("shared", f"{format_size(shown.shared_bytes)}, which older snapshots read too"),
             ("store", shown.store),
+            ("protected", "yes" if shown.protected else "no"),
+            ("read by", ", ".join(shown.reader_names) or "nobody"),
         ]
     )
 
@@ -180,11 +189,14 @@ async def show(invocation: Invocation, identity: SnapshotId) -> None:
 @snapshot.command()
 @click.argument("identity", metavar="VOLUME@NAME", type=snapshot_identity)
 @click.option("--bookmark", metavar="NAME", help="Remember the instant under this name, as a base of incrementals.")
+@click.option("--wait", is_flag=True, help="Wait until nobody reads it, instead of refusing.")
 @yes_option
 @pass_invocation
 @asynchronous
-async def delete(invocation: Invocation, identity: SnapshotId, bookmark: str | None, yes: bool) -> None:
+async def delete(invocation: Invocation, identity: SnapshotId, bookmark: str | None, wait: bool, yes: bool) -> None:
     """Delete a snapshot. Other snapshots and backups of it stay as they are.
+
+    It is refused while somebody reads the snapshot, and for one that is protected.
 
     \b
     Example: standbyctl snapshot delete vol1@before-upgrade
@@ -192,10 +204,49 @@ async def delete(invocation: Invocation, identity: SnapshotId, bookmark: str | N
     """
     confirm(f"Delete the snapshot {identity}?", yes=yes)
     async with invocation.nodes() as nodes:
-        request = standby_pb2.DeleteSnapshotRequest(volume=identity.volume, name=identity.name, bookmark=bookmark or "")
-        await nodes.standby.call("DeleteSnapshot", request, common_pb2.Empty)
+        request = standby_pb2.DeleteSnapshotRequest(
+            volume=identity.volume, name=identity.name, bookmark=bookmark or "", wait=wait
+        )
+        timeout_s = None if wait else CALL_TIMEOUT_S
+        await nodes.standby.call("DeleteSnapshot", request, common_pb2.Empty, timeout_s=timeout_s)
     if invocation.output.as_json:
-        invocation.output.document({"deleted": str(identity), "bookmark": bookmark})
+        invocation.output.document({"deleted": str(identity), **({"bookmark": bookmark} if bookmark else {})})
     else:
         kept = f"; its instant is bookmark {identity.volume}@{bookmark}" if bookmark else ""
         invocation.output.line(f"snapshot {identity} deleted{kept}")
+
+
+@snapshot.command()
+@click.argument("identity", metavar="VOLUME@NAME", type=snapshot_identity)
+@pass_invocation
+@asynchronous
+async def protect(invocation: Invocation, identity: SnapshotId) -> None:
+    """Keep a snapshot from being deleted by request. A store that is full may still cost it.
+
+    \b
+    Example: standbyctl snapshot protect vol1@before-upgrade
+    """
+    await _set_protected(invocation, identity, protected=True)
+
+
+@snapshot.command()
+@click.argument("identity", metavar="VOLUME@NAME", type=snapshot_identity)
+@pass_invocation
+@asynchronous
+async def unprotect(invocation: Invocation, identity: SnapshotId) -> None:
+    """Let a protected snapshot be deleted again.
+
+    \b
+    Example: standbyctl snapshot unprotect vol1@before-upgrade
+    """
+    await _set_protected(invocation, identity, protected=False)
+
+
+async def _set_protected(invocation: Invocation, identity: SnapshotId, *, protected: bool) -> None:
+    async with invocation.nodes() as nodes:
+        request = standby_pb2.ProtectSnapshotRequest(volume=identity.volume, name=identity.name, protected=protected)
+        changed = await nodes.standby.call("ProtectSnapshot", request, standby_pb2.Snapshot)
+    if invocation.output.as_json:
+        invocation.output.document(snapshot_document(changed))
+    else:
+        invocation.output.line(f"snapshot {identity} is {'protected' if protected else 'no longer protected'}")

@@ -226,7 +226,7 @@ class BookmarkList(_message.Message):
     def __init__(self, bookmarks: _Optional[_Iterable[_Union[Bookmark, _Mapping]]] = ...) -> None: ...
 
 class Snapshot(_message.Message):
-    __slots__ = ("volume", "name", "uuid", "state", "reason", "size", "created_ns", "generation", "store", "preserved_blocks", "preserved_bytes", "in_sync", "create_duration_ns", "block_size", "protected", "reclaimable_bytes", "readers")
+    __slots__ = ("volume", "name", "uuid", "state", "reason", "size", "created_ns", "generation", "store", "preserved_blocks", "preserved_bytes", "in_sync", "create_duration_ns", "block_size", "protected", "reclaimable_bytes", "readers", "shared_bytes", "reader_names")
     VOLUME_FIELD_NUMBER: _ClassVar[int]
     NAME_FIELD_NUMBER: _ClassVar[int]
     UUID_FIELD_NUMBER: _ClassVar[int]
@@ -244,6 +244,8 @@ class Snapshot(_message.Message):
     PROTECTED_FIELD_NUMBER: _ClassVar[int]
     RECLAIMABLE_BYTES_FIELD_NUMBER: _ClassVar[int]
     READERS_FIELD_NUMBER: _ClassVar[int]
+    SHARED_BYTES_FIELD_NUMBER: _ClassVar[int]
+    READER_NAMES_FIELD_NUMBER: _ClassVar[int]
     volume: str
     name: str
     uuid: str
@@ -261,7 +263,9 @@ class Snapshot(_message.Message):
     protected: bool
     reclaimable_bytes: int
     readers: int
-    def __init__(self, volume: _Optional[str] = ..., name: _Optional[str] = ..., uuid: _Optional[str] = ..., state: _Optional[_Union[SnapshotState, str]] = ..., reason: _Optional[str] = ..., size: _Optional[int] = ..., created_ns: _Optional[int] = ..., generation: _Optional[int] = ..., store: _Optional[str] = ..., preserved_blocks: _Optional[int] = ..., preserved_bytes: _Optional[int] = ..., in_sync: bool = ..., create_duration_ns: _Optional[int] = ..., block_size: _Optional[int] = ..., protected: bool = ..., reclaimable_bytes: _Optional[int] = ..., readers: _Optional[int] = ...) -> None: ...
+    shared_bytes: int
+    reader_names: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, volume: _Optional[str] = ..., name: _Optional[str] = ..., uuid: _Optional[str] = ..., state: _Optional[_Union[SnapshotState, str]] = ..., reason: _Optional[str] = ..., size: _Optional[int] = ..., created_ns: _Optional[int] = ..., generation: _Optional[int] = ..., store: _Optional[str] = ..., preserved_blocks: _Optional[int] = ..., preserved_bytes: _Optional[int] = ..., in_sync: bool = ..., create_duration_ns: _Optional[int] = ..., block_size: _Optional[int] = ..., protected: bool = ..., reclaimable_bytes: _Optional[int] = ..., readers: _Optional[int] = ..., shared_bytes: _Optional[int] = ..., reader_names: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class SnapshotList(_message.Message):
     __slots__ = ("snapshots",)
