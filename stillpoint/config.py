@@ -75,7 +75,7 @@ def check_name(name: str, what: str) -> str:
     """The name, or InvalidRequest. Names become parts of file names and export names, so little is allowed in them."""
     if not _NAME.match(name):
         raise InvalidRequest(
-            f"{name!r} is no {what} name: use 1 to 64 letters, digits, '.', '_' or '-', the first a letter or digit"
+            f"{name[:80]!r} is no {what} name: use 1 to 64 letters, digits, '.', '_', '-', the first a letter or digit"
         )
     return name
 

@@ -34,6 +34,9 @@ _CODES: tuple[tuple[type[errors.StillpointError], grpc.StatusCode], ...] = (
     (errors.StillpointError, grpc.StatusCode.INTERNAL),
 )
 
+# gRPC carries details in a header and refuses headers above 16 KiB; a name that a caller made up may be longer.
+_DETAILS_MAX = 2000
+
 _FROM_CODE: dict[grpc.StatusCode, type[errors.StillpointError]] = {
     grpc.StatusCode.OUT_OF_RANGE: errors.OutOfRange,
     grpc.StatusCode.INVALID_ARGUMENT: errors.InvalidRequest,
@@ -83,7 +86,7 @@ def answers(handler: H) -> H:
 
     async def fail(context: Context, error: Exception) -> NoReturn:
         if isinstance(error, errors.StillpointError):
-            await context.abort(code_of(error), str(error))
+            await context.abort(code_of(error), str(error)[:_DETAILS_MAX])
         logger.error("a call failed unexpectedly", exc_info=error, extra={"method": handler.__name__})
         await context.abort(grpc.StatusCode.INTERNAL, "internal error; see the node's log")
 
