@@ -77,6 +77,10 @@ class Channel:
         self._fd = sock.fileno()
         # May be replaced inside `received`, when a handshake hands the channel to its real owner.
         self.receiver = receiver
+        # While `in_turn`, the socket is asked for more after `received` returns. An owner that has nothing urgent to say
+        # may hold its answers until `turn_ended` is called, and so send those of several receptions at once.
+        self.in_turn = False
+        self.turn_ended: Callable[[], None] | None = None
         self._loop = asyncio.get_running_loop()
         self._buffer = bytearray(receive_size)
         self._view = memoryview(self._buffer)
@@ -137,6 +141,15 @@ class Channel:
         return self._socket.pending() if isinstance(self._socket, ssl.SSLSocket) else 0
 
     def _readable(self) -> None:
+        self.in_turn = True
+        try:
+            self._receive()
+        finally:
+            self.in_turn = False
+            if self.turn_ended is not None and not self._dead:
+                self.turn_ended()
+
+    def _receive(self) -> None:
         for _ in range(_RECEIVE_TURNS):
             fill = self._fill_view
             if fill is not None:

@@ -74,6 +74,7 @@ class Transmission(Answers):
         self._structured = agreement.structured
         self._header_size = codec.DATA_CHUNK.size if self._structured else codec.SIMPLE_REPLY.size
         self._read_flags = int(CommandFlag.FUA | CommandFlag.DF) if self._structured else _FUA
+        channel.turn_ended = self._send
         self._drain: tuple[int, int, int] | None = None  # payload bytes to drop, then cookie and errno to answer
 
     def received(self, data: memoryview) -> int:
@@ -85,9 +86,10 @@ class Transmission(Answers):
             self._end_batch()
 
     def _end_batch(self) -> None:
-        self._in_batch = False
         self._export.end_batch()
-        self._send()
+        self._in_batch = False
+        if not self._channel.in_turn:
+            self._send()  # else at the end of the turn, together with the answers to what has arrived meanwhile
 
     def _take_requests(self, data: memoryview) -> int:
         position = 0 if self._drain is None else self._drain_payload(len(data))
