@@ -1,18 +1,24 @@
-"""Backup repositories behind one promise (`interface.Repository`). Formats: README.md."""
+"""Backup repositories behind one promise (`interface.Repository`). Format: README.md."""
 
 from .backup_id import BackupId, parse_backup_id
-from .directory import DirectoryRepository, open_directory
+from .check import CheckReport
+from .collection import CollectionReport
 from .interface import BackupReader, BackupRecord, BackupWriter, Listing, Origin, Repository
+from .keys import Secret
+from .repository import PackRepository, open_directory
 
 __all__ = [
     "BackupId",
     "BackupReader",
     "BackupRecord",
     "BackupWriter",
-    "DirectoryRepository",
+    "CheckReport",
+    "CollectionReport",
     "Listing",
     "Origin",
+    "PackRepository",
     "Repository",
+    "Secret",
     "open_directory",
     "parse_backup_id",
 ]

@@ -3,7 +3,8 @@
 Invariants of every implementation (`tests/conformance/test_repositories.py`):
 - A backup exists from the moment `BackupWriter.commit` returns, whole and durable, and not a moment earlier. Whatever
   happens before leaves nothing that is listed, and the leftovers go when the repository is next opened.
-- Every backup reads as a full one.
+- Every backup reads as a full one, whatever it was made from, and deleting one touches no other.
+- A chunk is stored once, whichever volumes and backups have it, and zeroes are stored nowhere.
 - A byte that is served is the byte that was written: everything read is checked up to the manifest. What does not match
   is DataCorrupt, never data.
 - A deleted backup is gone from the list before its data goes.
@@ -18,6 +19,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from stillpoint.extents import Extent
+
 from .backup_id import BackupId
 
 
@@ -30,6 +33,9 @@ class Origin:
     snapshot: str
     size: int  # bytes of the volume
     snapshot_ns: int  # the instant it shows
+    # The instant in the volume's block history, from which the next incremental starts; "": unknown.
+    incarnation: str = ""
+    generation: int = 0
     base: BackupId | None = None  # the backup from which unchanged chunks are taken; None: a full one
 
 
@@ -44,7 +50,9 @@ class BackupRecord:
     data_bytes: int  # of the volume, in chunks that are not all zeroes
     stored_bytes: int  # that this backup added to the repository
     received_bytes: int  # of volume data, from the standby
+    alarm: str = ""  # what the audit of the standby's change tracking found wrong; "": nothing
     verified_ns: int = 0  # when all of it was last read back and found right; 0: never
+    protected: bool = False  # from deletion
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +86,11 @@ class BackupWriter(Protocol):
         """Added to the repository so far."""
         ...
 
+    @property
+    def missing(self) -> Sequence[Extent]:
+        """Where the base's chunks are lost, in order. `unchanged` must not be said of these."""
+        ...
+
     async def write(self, data: bytes | memoryview) -> None:
         """The next `len(data)` bytes. The writer may keep the buffer; it must not change any more.
 
@@ -89,10 +102,15 @@ class BackupWriter(Protocol):
         """The next `length` bytes are zeroes. Takes no time that depends on `length`."""
         ...
 
-    async def commit(self, *, received_bytes: int) -> BackupRecord:
+    async def unchanged(self, length: int) -> None:
+        """The next `length` bytes are what the base has there. Takes no time that depends on `length`."""
+        ...
+
+    async def commit(self, *, received_bytes: int, alarm: str = "") -> BackupRecord:
         """Make the backup exist. Durable on return. The whole volume must have been given (assert).
 
-        Raises DeviceError; the backup then does not exist.
+        Raises DeviceError, DataCorrupt when the base turned out damaged, and Refused when a collection has fenced this
+        writer; the backup then does not exist.
         """
         ...
 
@@ -121,7 +139,7 @@ class BackupReader(Protocol):
         ...
 
     def check_frame(self) -> None:
-        """Check everything stored for this backup that no `read_chunk` looks at. Raises DataCorrupt."""
+        """Check that the index of this backup can be read and every chunk it names is there. Raises DataCorrupt."""
         ...
 
     def close(self) -> None:
@@ -141,7 +159,10 @@ class Repository(Protocol):
     def uuid(self) -> str: ...
 
     async def begin(self, origin: Origin) -> BackupWriter:
-        """Start a backup. Nothing is visible before it is committed. Raises DeviceError."""
+        """Start a backup, on `origin.base` if it names one. Nothing is visible before it is committed.
+
+        Raises DeviceError, and NotFound or DataCorrupt when the base cannot be used.
+        """
         ...
 
     async def list(self, volume: str | None = None) -> Listing:
@@ -157,7 +178,10 @@ class Repository(Protocol):
         ...
 
     async def delete(self, backup: BackupId) -> None:
-        """Forget it, durably, then give its space back. A damaged backup can be deleted. Raises NotFound."""
+        """Forget it, durably; a collection gives its space back. A damaged backup can be deleted.
+
+        Raises NotFound, and Refused for a protected one.
+        """
         ...
 
     async def record_verified(self, backup: BackupId, verified_ns: int) -> None:

@@ -8,31 +8,31 @@ from typing import Any
 from stillpoint.errors import DataCorrupt
 
 from .backup_id import BackupId, parse_backup_id
+from .blobs import ID_SIZE, ChunkId
 from .interface import BackupRecord, Origin
-from .records import DIGEST_SIZE, Entry, SealedKind, seal, unseal
+from .sealed import SealedKind, seal, unseal
 
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """root: where the root of the index lies in the data file, and its digest, on which every other check rests."""
+    """root: the id of the top of the index, on which every other check rests."""
 
     record: BackupRecord
-    root: Entry
+    chunk_size: int
+    root: ChunkId
 
-    def encode(self) -> bytes:
+    def encode(self, key: bytes) -> bytes:
         document = asdict(self.record)
-        del document["verified_ns"]  # kept in a file of its own, because a manifest never changes
-        document["root"] = {
-            "position": self.root.position,
-            "stored_length": self.root.stored_length,
-            "digest": self.root.digest.hex(),
-        }
-        return seal(SealedKind.MANIFEST, document)
+        # Kept in a note of its own, because a manifest never changes.
+        del document["verified_ns"], document["protected"]
+        document["chunk_size"] = self.chunk_size
+        document["root"] = self.root.hex()
+        return seal(SealedKind.MANIFEST, document, key)
 
     @classmethod
-    def decode(cls, data: bytes, *, backup: BackupId) -> Manifest:
+    def decode(cls, data: bytes, *, backup: BackupId, key: bytes) -> Manifest:
         """Raises DataCorrupt, also when it is the manifest of another backup than `backup`."""
-        document = unseal(SealedKind.MANIFEST, data)
+        document = unseal(SealedKind.MANIFEST, data, key)
         if document.get("id") != backup:
             raise DataCorrupt(f"is the manifest of {document.get('id')}")
         try:
@@ -42,10 +42,10 @@ class Manifest:
 
 
 def _from_document(document: dict[str, Any]) -> Manifest:
-    root = document.pop("root")
-    digest = bytes.fromhex(root["digest"])
-    if len(digest) != DIGEST_SIZE:
-        raise ValueError("digest")
+    root = bytes.fromhex(document.pop("root"))
+    if len(root) != ID_SIZE:
+        raise ValueError("root")
+    chunk_size = int(document.pop("chunk_size"))
     origin = Origin(**document.pop("origin"))
     record = BackupRecord(id=parse_backup_id(document.pop("id")), origin=origin, **document)
-    return Manifest(record, Entry(0, root["stored_length"], root["position"], digest))
+    return Manifest(record, chunk_size, ChunkId(root))

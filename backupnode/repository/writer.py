@@ -1,52 +1,72 @@
-"""The way of a backup into the directory repository: chunked here, encoded in worker threads, appended in order.
+"""The way of a backup into the repository: chunked here, hashed and compressed in worker threads, packed in order.
 
 Invariants:
-- The manifest is made last, when the data file and its name are durable. A data file without a manifest is a leftover.
-- All calls on the data file are made in one thread, one after the other, so that the one that closes it comes after
-  whatever a cancelled caller left running.
+- The manifest is made last, when every pack that holds something of the backup is durable.
+- The index starts as the base's. What was given is put in its place, in ascending order, so one page is held at a time.
 - What is under way is bounded, whatever the volume's size.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from concurrent.futures import Executor, ThreadPoolExecutor
-from pathlib import Path
-from typing import Final, TypeVar
+from concurrent.futures import Executor
+from typing import Final, NamedTuple, TypeVar
+
+from stillpoint.errors import Refused
+from stillpoint.extents import Extent
 
 from .backup_id import BackupId
-from .chunking import Chunker, Piece
-from .codec import EncodedRecord, encode_chunk
-from .data_file import DataFile
-from .folder import create_whole
+from .blobs import ID_SIZE, ZERO_ID, Blob, BlobKind, ChunkId, encode, id_of
+from .chunking import UNCHANGED, Chunk, Chunker, Zeroes
 from .interface import BackupRecord, Origin
 from .manifest import Manifest
+from .packs import OpenPack, Packs
+from .reader import PackReader
+from .tree import IDS_PER_PAGE, page_count, store_ids
 
 # Chunks that are handed to a thread together: below this, the hand-over costs more than it brings.
 _BATCH_BYTES: Final = 1 << 20
 # Being hashed, compressed or written.
 _IN_FLIGHT_BYTES: Final = 16 << 20
-# Written back to the disk in the background each time so much was appended: the last fsync is then a short one, and a
-# disk that fails says so early.
-_WRITE_BACK_BYTES: Final = 64 << 20
+# Things to do in one batch, when they have few bytes or none.
+_BATCH_COUNT: Final = 64
 
 T = TypeVar("T")
 
 
-class DirectoryWriter:
-    """A BackupWriter into `file`, which it owns. `executor` is for hashing and compressing only."""
+class Encoded(NamedTuple):
+    """A chunk's index and id, and its blob, unless the repository had it already."""
+
+    number: int
+    id: ChunkId
+    length: int
+    blob: Blob | None
+
+
+class Session:
+    """A writer as a collection sees it, from before it looks at its base."""
+
+    def __init__(self) -> None:
+        self.fenced = False  # its commit is refused. Changed in the pack thread, or by its own writer
+
+
+class PackWriter:
+    """A BackupWriter. `create` makes the manifest; `ended` is called once, whatever the end."""
 
     def __init__(
         self,
         backup: BackupId,
         origin: Origin,
-        file: DataFile,
+        packs: Packs,
+        session: Session,
         *,
-        manifest_path: Path,
+        base: PackReader | None,
+        missing: Sequence[Extent],
+        create: Callable[[Manifest], None],
+        ended: Callable[[], None],
         chunk_size: int,
         level: int,
         executor: Executor,
@@ -54,21 +74,27 @@ class DirectoryWriter:
     ) -> None:
         self._id = backup
         self._origin = origin
-        self._file = file
-        self._manifest_path = manifest_path
+        self._packs = packs
+        self._session = session
+        self._base = base
+        self._missing = missing
+        self._create = create
+        self._end = ended
+        self._chunk_size = chunk_size
         self._level = level
         self._executor = executor
         self._clock = clock
         self._started_ns = time.monotonic_ns()
-        self._file_thread = ThreadPoolExecutor(1, thread_name_prefix="backup-file")
         self._chunker = Chunker(size=origin.size, chunk_size=chunk_size)
-        self._batch: list[tuple[int, Piece]] = []
+        self._batch: list[Chunk | Zeroes] = []
         self._batch_bytes = 0
-        self._encoding: deque[tuple[int, asyncio.Future[list[EncodedRecord]]]] = deque()
-        self._encoding_bytes = 0
-        self._write_back: asyncio.Future[None] | None = None
-        self._written_back = 0
+        self._under_way: deque[tuple[int, asyncio.Future[list[Encoded | Zeroes]]]] = deque()
+        self._under_way_bytes = 0
+        self._relied: set[OpenPack] = set()
+        self._stored_bytes = 0
         self._ended = False
+        self._index = _IndexInTheMaking(-(-origin.size // chunk_size), base)
+        self._data_bytes = 0 if base is None else base.record.data_bytes
 
     @property
     def id(self) -> BackupId:
@@ -80,100 +106,206 @@ class DirectoryWriter:
 
     @property
     def stored_bytes(self) -> int:
-        return self._file.length
+        return self._stored_bytes
+
+    @property
+    def missing(self) -> Sequence[Extent]:
+        return self._missing
 
     async def write(self, data: bytes | memoryview) -> None:
         assert not self._ended
-        for index, chunk in self._chunker.data(data):
-            await self._add(index, chunk)
+        for each in self._chunker.data(data):
+            await self._add(each)
 
     async def hole(self, length: int) -> None:
         assert not self._ended
-        for index, chunk in self._chunker.hole(length):
-            await self._add(index, chunk)
+        for each in self._chunker.other(length, None):
+            await self._add(each)
 
-    async def commit(self, *, received_bytes: int) -> BackupRecord:
+    async def unchanged(self, length: int) -> None:
+        assert not self._ended and self._base is not None
+        for each in self._chunker.other(length, UNCHANGED):
+            await self._add(each)
+
+    async def commit(self, *, received_bytes: int, alarm: str = "") -> BackupRecord:
         assert not self._ended
         assert self.position == self._origin.size, "a backup is committed before all of the volume was given"
         self._encode_batch()
-        while self._encoding:
-            await self._append_oldest()
-        if self._write_back is not None:
-            await self._write_back
-        root = await self._in_file_thread(self._file.finish)
+        while self._under_way:
+            await self._take_oldest()
+        root = await self._in_pack_thread(self._finish_index)
+        await self._in_pack_thread(self._packs.seal)
+        for pack in self._relied:
+            await asyncio.wrap_future(pack.sealed)
         record = BackupRecord(
             id=self._id,
             origin=self._origin,
             finished_ns=self._clock(),
             duration_ns=time.monotonic_ns() - self._started_ns,
-            data_bytes=self._file.data_bytes,
-            stored_bytes=self._file.length,
+            data_bytes=self._data_bytes,
+            stored_bytes=self._stored_bytes,
             received_bytes=received_bytes,
+            alarm=alarm,
         )
-        contents = Manifest(record, root).encode()
-        await self._in_file_thread(lambda: create_whole(self._manifest_path, contents))
+        # In the thread that collections condemn packs in, so that none comes between the look at the fence and this.
+        await self._in_pack_thread(lambda: self._make_manifest(Manifest(record, self._chunk_size, root)))
         self._ended = True
-        await self._in_file_thread(self._file.close)
-        self._file_thread.shutdown(wait=False)
+        self._end()
         return record
 
     async def abort(self) -> None:
+        """Leaves what was stored: the next backup finds it again, or a collection takes it away."""
         if self._ended:
             return
         self._ended = True
-        for _, future in self._encoding:
+        self._session.fenced = True  # a commit that was cancelled may still be on its way to the pack thread
+        for _, future in self._under_way:
             future.cancel()
-        if self._write_back is not None:
-            self._write_back.cancel()
-        try:
-            # Shielded: when the caller is cancelled again, the thread still removes what is there.
-            await asyncio.shield(self._in_file_thread(self._remove))
-        finally:
-            self._file_thread.shutdown(wait=False)
+        self._end()
 
-    def _remove(self) -> None:
-        # The manifest first: a commit that was cancelled may have made it.
-        with contextlib.suppress(OSError):
-            self._manifest_path.unlink(missing_ok=True)
-        with contextlib.suppress(OSError):
-            self._file.remove()
+    def _make_manifest(self, manifest: Manifest) -> None:
+        if self._session.fenced:
+            raise Refused(f"backup {self._id} was fenced by a collection, or given up; start it again")
+        self._create(manifest)
 
-    async def _add(self, index: int, chunk: Piece) -> None:
-        self._batch.append((index, chunk))
-        self._batch_bytes += len(chunk)
-        if self._batch_bytes < _BATCH_BYTES:
+    async def _add(self, each: Chunk | Zeroes) -> None:
+        self._batch.append(each)
+        self._batch_bytes += each.length if isinstance(each, Chunk) else 0
+        if self._batch_bytes < _BATCH_BYTES and len(self._batch) < _BATCH_COUNT:
             return
         self._encode_batch()
         # In order, as soon as they are ready; waiting only when too much is under way.
-        while self._encoding and (self._encoding_bytes > _IN_FLIGHT_BYTES or self._encoding[0][1].done()):
-            await self._append_oldest()
+        while self._under_way and (self._under_way_bytes > _IN_FLIGHT_BYTES or self._under_way[0][1].done()):
+            await self._take_oldest()
 
     def _encode_batch(self) -> None:
         if not self._batch:
             return
         loop = asyncio.get_running_loop()
-        future = loop.run_in_executor(self._executor, _encode_all, self._batch, self._level)
-        self._encoding.append((self._batch_bytes, future))
-        self._encoding_bytes += self._batch_bytes
+        future = loop.run_in_executor(self._executor, self._encode_all, self._batch)
+        self._under_way.append((self._batch_bytes, future))
+        self._under_way_bytes += self._batch_bytes
         self._batch, self._batch_bytes = [], 0
 
-    async def _append_oldest(self) -> None:
-        size, future = self._encoding[0]
-        records = await future
-        await self._in_file_thread(lambda: self._file.append_chunks(records))
-        self._encoding.popleft()
-        self._encoding_bytes -= size
-        if self._file.length - self._written_back >= _WRITE_BACK_BYTES:
-            # A disk slower than the stream is waited for here, rather than in one long fsync at the end.
-            if self._write_back is not None:
-                await self._write_back
-            self._written_back = self._file.length
-            self._write_back = asyncio.get_running_loop().run_in_executor(None, self._file.write_back)
+    def _encode_all(self, batch: Sequence[Chunk | Zeroes]) -> list[Encoded | Zeroes]:
+        return [self._encode(each) if isinstance(each, Chunk) else each for each in batch]
 
-    async def _in_file_thread(self, call: Callable[[], T]) -> T:
-        return await asyncio.get_running_loop().run_in_executor(self._file_thread, call)
+    def _encode(self, chunk: Chunk) -> Encoded:
+        base = None
+        if chunk.needs_base:
+            assert self._base is not None
+            base = self._base.read_chunk(chunk.index)
+        data = chunk.compose(base)
+        identity = id_of(BlobKind.CHUNK, data, self._packs.keys)
+        if identity == ZERO_ID or self._packs.has(identity):
+            return Encoded(chunk.index, identity, len(data), None)
+        blob = encode(BlobKind.CHUNK, identity, data, self._packs.keys, level=self._level)
+        return Encoded(chunk.index, identity, len(data), blob)
+
+    async def _take_oldest(self) -> None:
+        size, future = self._under_way[0]
+        encoded = await future
+        await self._in_pack_thread(lambda: self._place(encoded))
+        self._under_way.popleft()
+        self._under_way_bytes -= size
+
+    def _place(self, batch: Sequence[Encoded | Zeroes]) -> None:
+        """In the pack thread."""
+        self._store([each.blob for each in batch if isinstance(each, Encoded) and each.blob is not None])
+        known = [each.id for each in batch if isinstance(each, Encoded) and each.blob is None and each.id != ZERO_ID]
+        self._relied |= self._packs.relies_on(known)
+        for each in batch:
+            if isinstance(each, Zeroes):
+                self._put_zeroes(each)
+            else:
+                self._put(each.number, each.id, each.length)
+
+    def _put_zeroes(self, zeroes: Zeroes) -> None:
+        for index in self._index.data_chunks(zeroes.first, zeroes.first + zeroes.count):
+            self._put(index, ZERO_ID, 0)
+
+    def _put(self, index: int, identity: ChunkId, length: int) -> None:
+        page_index, slot = divmod(index, IDS_PER_PAGE)
+        if page_index != self._index.page_index:
+            self._finish_page()
+            self._index.open_page(page_index)
+        before = self._index.put(slot, identity)
+        if before != ZERO_ID:
+            self._data_bytes -= min(self._chunk_size, self._origin.size - index * self._chunk_size)
+        self._data_bytes += length if identity != ZERO_ID else 0
+
+    def _finish_page(self) -> None:
+        self._index.close_page(self._store_page)
+
+    def _store_page(self, page: bytes) -> ChunkId:
+        identity = id_of(BlobKind.PAGE, page, self._packs.keys)
+        if identity != ZERO_ID:
+            if self._packs.has(identity):
+                self._relied |= self._packs.relies_on([identity])
+            else:
+                self._store([encode(BlobKind.PAGE, identity, page, self._packs.keys, level=self._level)])
+        return identity
+
+    def _store(self, blobs: Sequence[Blob]) -> None:
+        if blobs:
+            added, relied = self._packs.add(blobs)
+            self._stored_bytes += added
+            self._relied |= relied
+
+    def _finish_index(self) -> ChunkId:
+        self._finish_page()
+        return store_ids(self._index.page_ids, self._store_page)
+
+    async def _in_pack_thread(self, call: Callable[[], T]) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._packs.thread, call)
 
 
-def _encode_all(chunks: Sequence[tuple[int, Piece]], level: int) -> list[EncodedRecord]:
-    encoded = (encode_chunk(index, data, level=level) for index, data in chunks)
-    return [record for record in encoded if record is not None]
+class _IndexInTheMaking:
+    """The lowest pages: their ids, and the one page that is being changed."""
+
+    def __init__(self, chunk_count: int, base: PackReader | None) -> None:
+        self._chunk_count = chunk_count
+        self._base = base
+        self.page_ids = bytearray(page_count(chunk_count) * ID_SIZE)
+        self.page_index = -1
+        self._page = bytearray()
+        if base is not None:
+            assert base.chunk_count == chunk_count, "a base of another size"
+            self.page_ids[:] = base.page_ids
+
+    def open_page(self, page_index: int) -> None:
+        self.page_index = page_index
+        self._page = self._load(page_index)
+
+    def put(self, slot: int, identity: ChunkId) -> ChunkId:
+        """Returns what was there."""
+        start = slot * ID_SIZE
+        before = ChunkId(bytes(self._page[start : start + ID_SIZE]))
+        self._page[start : start + ID_SIZE] = identity
+        return before
+
+    def close_page(self, store: Callable[[bytes], ChunkId]) -> None:
+        if self.page_index >= 0:
+            start = self.page_index * ID_SIZE
+            self.page_ids[start : start + ID_SIZE] = store(bytes(self._page))
+            self.page_index = -1
+
+    def data_chunks(self, first: int, end: int) -> list[int]:
+        """The chunks from `first` to before `end` that are not zeroes in the base. Quick over pages of zeroes."""
+        found: list[int] = []
+        for page_index in range(first // IDS_PER_PAGE, page_count(end)):
+            start = page_index * ID_SIZE
+            open_ = page_index == self.page_index
+            if not open_ and not any(self.page_ids[start : start + ID_SIZE]):
+                continue
+            page = self._page if open_ else self._load(page_index)
+            low, high = max(first, page_index * IDS_PER_PAGE), min(end, (page_index + 1) * IDS_PER_PAGE)
+            for index in range(low, high):
+                at = index % IDS_PER_PAGE * ID_SIZE
+                if any(page[at : at + ID_SIZE]):
+                    found.append(index)
+        return found
+
+    def _load(self, page_index: int) -> bytearray:
+        count = min(IDS_PER_PAGE, self._chunk_count - page_index * IDS_PER_PAGE)
+        return bytearray(count * ID_SIZE) if self._base is None else bytearray(self._base.page(page_index))

@@ -20,9 +20,9 @@ from tests.support.standby import breaks_at
 TIB = 1 << 40
 
 
-def damage(node: Node, backup: str) -> None:
-    """Change one byte in the middle of the data file."""
-    path = node.repository / f"{backup}.data"
+def damage(node: Node) -> None:
+    """Change one byte in the middle of the only pack."""
+    (path,) = (node.repository / "packs").iterdir()
     position = path.stat().st_size // 2
     with path.open("r+b") as file:
         file.seek(position)
@@ -34,7 +34,7 @@ def damage(node: Node, backup: str) -> None:
 def test_damage_is_told_by_verify_restore_and_read_and_the_next_backup_is_whole(tmp_path: Path) -> None:
     async def body(node: Node) -> None:
         made = await node.back_up()
-        damage(node, made.id)
+        damage(node)
         name = backup_pb2.BackupId(id=made.id)
         target = tmp_path / "restored.img"
         async with node.stub() as stub:
@@ -56,7 +56,7 @@ def test_damage_is_told_by_verify_restore_and_read_and_the_next_backup_is_whole(
 def test_a_damaged_manifest_is_listed_as_damaged_also_after_a_restart_and_can_be_deleted(tmp_path: Path) -> None:
     async def body(node: Node) -> None:
         damaged, kept = (await node.back_up()).id, (await node.back_up()).id
-        manifest = node.repository / f"{damaged}.manifest"
+        manifest = node.repository / "manifests" / damaged
         manifest.write_bytes(manifest.read_bytes()[:-1])
         await node.kill()
         await node.start()
@@ -124,13 +124,13 @@ def test_clients_that_leave_in_the_middle_of_a_stream_cost_nothing(tmp_path: Pat
                 async for _ in streams.read_backup(channel, backup_pb2.ReadBackupRequest(id=made.id)):
                     break
 
-        def open_data_files() -> int:
+        def open_packs() -> int:
             links = [os.readlink(path) for path in descriptors.iterdir()]
-            return sum(made.id in link for link in links)
+            return sum("/packs/" in link for link in links)
 
         for _ in range(10):
             await read_a_little()
-        await eventually(lambda: open_data_files() == 0)
+        await eventually(lambda: open_packs() == 0)
         assert await node.read(made.id) == node.image
 
     with_node(tmp_path, body)

@@ -1,128 +1,168 @@
-"""The first repository format, byte for byte: tests/golden/backup-repository-v1 is what README.md of
-backupnode/repository describes. `python -m tests.golden.test_backup_repository` made it; it is never made again.
+"""The repository's format, byte for byte: tests/golden/backup-repository-v2 is what README.md of backupnode/repository
+describes. `python -m tests.golden.test_backup_repository` made it; it is never made again.
 
-Two backups: one whose chunks are stored as they are, which is also compared with what is written today, and one whose
-chunks are compressed, which is only read: another version of zstd may compress the same bytes to others.
+Three backups: one whose chunks are stored as they are, which is also compared with what is written today, an
+incremental on it, and one whose chunks are compressed, which is only read: another version of zstd may compress the
+same bytes to others. And the same image in an encrypted repository.
 """
 
 from __future__ import annotations
 
 import asyncio
+import json
+import os
 import random
 import shutil
 import struct
 import zlib
 from pathlib import Path
 
+import zstandard
 from blake3 import blake3
 
-from backupnode.repository import BackupId, BackupRecord, Origin, open_directory
-from backupnode.repository.codec import encode_chunk
-from backupnode.repository.data_file import DataFile
-from backupnode.repository.manifest import Manifest
-from backupnode.repository.records import SealedKind, seal
+from backupnode.repository import Origin, PackRepository, Secret, open_directory
+from backupnode.repository.sealed import SealedKind, seal
 from tests.conformance.test_repositories import read_all
 
-GOLDEN = Path(__file__).parent / "backup-repository-v1"
+GOLDEN = Path(__file__).parent / "backup-repository-v2"
 CHUNK = 4096
 NS = 1_000_000_000
+SECRET = bytes(range(32))
+PASSPHRASE = Secret(passphrase=b"correct horse")
 
-RAW, COMPRESSED = BackupId("20261123T101502-vol1-0001"), BackupId("20261123T101503-vol1-0002")
-# Beyond the first index page of 1024 chunks, so that there are two.
+# Beyond the first index page of 1024 chunks, so that there are two, and a page above them.
 HOLE = 1100 * CHUNK
-IMAGES = {
-    RAW: random.Random(1).randbytes(CHUNK) + bytes(HOLE) + random.Random(2).randbytes(CHUNK + 7),
-    COMPRESSED: b"still " * 2000 + bytes(CHUNK) + b"point",
-}
+RAW = random.Random(1).randbytes(CHUNK) + bytes(HOLE) + random.Random(2).randbytes(CHUNK + 7)
+CHANGED = RAW[: 2 * CHUNK] + b"changed".ljust(CHUNK, b".") + RAW[3 * CHUNK :]
+COMPRESSED = b"still " * 2000 + bytes(CHUNK) + b"point"
+IMAGES = {"s1": RAW, "s2": CHANGED, "s3": COMPRESSED}
 
 
-def write(folder: Path, backup: BackupId) -> None:
-    image = IMAGES[backup]
-    file = DataFile(folder / f"{backup}.data", chunk_size=CHUNK, volume_size=len(image))
-    chunks = (image[offset : offset + CHUNK] for offset in range(0, len(image), CHUNK))
-    records = [encode_chunk(index, chunk, level=1) for index, chunk in enumerate(chunks)]
-    file.append_chunks([record for record in records if record is not None])
-    root = file.finish()
-    file.close()
-    record = BackupRecord(
-        id=backup,
-        origin=Origin("vol1", "6f1c9e5a-0000-4000-8000-000000000001", "s1", len(image), 1_795_428_902 * NS),
-        finished_ns=1_795_428_903 * NS,
-        duration_ns=NS,
-        data_bytes=file.data_bytes,
-        stored_bytes=file.length,
-        received_bytes=len(image),
-    )
-    (folder / f"{backup}.manifest").write_bytes(Manifest(record, root).encode())
+def origin(snapshot: str, size: int, **more: object) -> Origin:
+    number = int(snapshot[1:])
+    uuid = "6f1c9e5a-0000-4000-8000-000000000001"
+    return Origin("vol1", uuid, snapshot, size, (1_795_428_900 + number) * NS, "life", number, **more)  # type: ignore[arg-type]
 
 
-def write_small_files(folder: Path) -> None:
-    repository = {"chunk_size": CHUNK, "created_ns": 1_795_428_900 * NS, "uuid": "59c5f026-0000-4000-8000-00000000000a"}
-    (folder / "repository").write_bytes(seal(SealedKind.REPOSITORY, repository))
-    verified = {"id": RAW, "verified_ns": 1_795_428_999 * NS}
-    (folder / f"{RAW}.verified").write_bytes(seal(SealedKind.VERIFIED, verified))
+async def write_raw(repository: PackRepository) -> str:
+    writer = await repository.begin(origin("s1", len(RAW)))
+    await writer.write(RAW)
+    return (await writer.commit(received_bytes=len(RAW))).id
+
+
+async def open_plain(folder: Path) -> PackRepository:
+    """A new repository of the golden one's secret."""
+    features: dict[str, list[str]] = {"read": [], "write": [], "collect": []}
+    document = {
+        "chunk_size": CHUNK,
+        "created_ns": 1_795_428_900 * NS,
+        "uuid": "59c5f026-0000-4000-8000-00000000000a",
+        "features": features,
+        "secret": SECRET.hex(),
+    }
+    folder.mkdir(exist_ok=True)
+    (folder / "repository").write_bytes(seal(SealedKind.REPOSITORY, document, None))
+    return await open_directory(folder, clock=lambda: 1_795_428_999 * NS)
 
 
 def test_what_was_written_then_is_read_now(tmp_path: Path) -> None:
     async def main() -> None:
-        shutil.copytree(GOLDEN, tmp_path, dirs_exist_ok=True)
-        repository = await open_directory(tmp_path)
-        assert repository.uuid == "59c5f026-0000-4000-8000-00000000000a"
-        listing = await repository.list()
-        assert [record.id for record in listing.backups] == [RAW, COMPRESSED]
-        assert [record.verified_ns for record in listing.backups] == [1_795_428_999 * NS, 0]
-        for backup, image in IMAGES.items():
-            assert await read_all(repository, backup) == image
-        await repository.close()
+        for kind, secret in (("plain", None), ("encrypted", PASSPHRASE)):
+            shutil.copytree(GOLDEN / kind, tmp_path / kind)
+            repository = await open_directory(tmp_path / kind, secret=secret)
+            listing = await repository.list()
+            assert not listing.damaged
+            assert [record.origin.snapshot for record in listing.backups] == ["s1", "s2", "s3"][: len(listing.backups)]
+            for record in listing.backups:
+                assert await read_all(repository, record.id) == IMAGES[record.origin.snapshot]
+            await repository.close()
 
     asyncio.run(main())
 
 
 def test_what_is_written_now_are_the_same_bytes(tmp_path: Path) -> None:
-    write(tmp_path, RAW)
-    write_small_files(tmp_path)
-    for path in tmp_path.iterdir():
-        assert path.read_bytes() == (GOLDEN / path.name).read_bytes(), path.name
+    async def main() -> None:
+        repository = await open_plain(tmp_path / "again")
+        await write_raw(repository)
+        await repository.close()
+
+    asyncio.run(main())
+    assert (tmp_path / "again/repository").read_bytes() == (GOLDEN / "plain/repository").read_bytes()
+    (pack,) = (tmp_path / "again/packs").iterdir()
+    assert pack.read_bytes() == (GOLDEN / "plain/packs" / pack.name).read_bytes()
 
 
 def test_the_tables_of_the_readme_suffice_to_read_a_backup() -> None:
     """A reader of its own, written from the tables alone."""
-    manifest = _unsealed(GOLDEN / f"{COMPRESSED}.manifest", b"SPMF")
-    assert b'"root":{' in manifest
-    data = (GOLDEN / f"{RAW}.data").read_bytes()
-    magic, version, chunk_size, entries_per_page, volume_size, reserved, crc = struct.unpack("<4sIIIQII", data[:32])
-    assert (magic, version, chunk_size, entries_per_page, reserved) == (b"SPDF", 1, CHUNK, 1024, 0)
-    assert volume_size == len(IMAGES[RAW]) and crc == zlib.crc32(data[:28])
-    position = 32
-    kinds, image = [], bytearray(volume_size)
-    while position < len(data):
-        header = data[position : position + 64]
-        fields = struct.unpack("<4sBBBBQII32sII", header)
-        magic, version, kind, codec, reserved, number, stored, plain, digest, stored_crc, crc = fields
-        payload = data[position + 64 : position + 64 + stored]
-        assert (magic, version, codec, reserved) == (b"SPRC", 1, 0, 0) and crc == zlib.crc32(header[:60])
-        assert plain == stored and stored_crc == zlib.crc32(payload) and digest == blake3(payload).digest()
-        kinds.append(kind)
-        if kind == 1:
-            image[number * CHUNK : number * CHUNK + plain] = payload
-        position += 64 + stored
-    assert kinds == [1, 2, 1, 1, 2, 3]
-    assert image == IMAGES[RAW]
-    entries = list(struct.iter_unpack("<IIQ32s", payload))
-    assert [(number, stored) for number, stored, _, _ in entries] == [(0, 48), (1, 96)]
+    folder = GOLDEN / "plain"
+    secret = bytes.fromhex(json.loads(_payload(folder / "repository", b"SPRP", None))["secret"])
+    keys = [
+        blake3(secret, derive_key_context=f"stillpoint repository 2 {use}").digest()
+        for use in ("chunk ids", "page ids", "manifests")
+    ]
+    blobs: dict[bytes, tuple[int, bytes]] = {}
+    for path in (folder / "packs").iterdir():
+        data = path.read_bytes()
+        assert path.name == blake3(data).hexdigest()
+        magic, version, reserved, crc = struct.unpack("<4sIQI", data[:20])
+        assert (magic, version, reserved, crc) == (b"SPPK", 2, 0, zlib.crc32(data[:16]))
+        position = 20
+        while position < len(data):
+            fields = struct.unpack("<4sBBBBII32s24sQII", data[position : position + 88])
+            magic, version, kind, codec, encrypted, stored, plain, identity, session, counter, stored_crc, crc = fields
+            payload = data[position + 88 : position + 88 + stored]
+            assert (magic, version, encrypted, session, counter) == (b"SPBL", 2, 0, bytes(24), 0)
+            assert stored_crc == zlib.crc32(payload) and crc == zlib.crc32(data[position : position + 84])
+            payload = zstandard.ZstdDecompressor().decompress(payload) if codec else payload
+            assert len(payload) == plain and identity == blake3(payload, key=keys[kind - 1]).digest()
+            blobs[identity] = kind, payload
+            position += 88 + stored
+    seen = set()
+    for path in (folder / "manifests").iterdir():
+        manifest = json.loads(_payload(path, b"SPMF", keys[2]))
+        assert manifest["id"] == path.name and manifest["chunk_size"] == CHUNK
+        size, snapshot = manifest["origin"]["size"], manifest["origin"]["snapshot"]
+        counts = [-(-size // CHUNK)]
+        while counts[-1] > 1 or len(counts) == 1:
+            counts.append(-(-counts[-1] // 1024))
+        ids = [bytes.fromhex(manifest["root"])]
+        for count in reversed(counts[:-1]):
+            pages = [blobs[each][1] if any(each) else bytes(32 * 1024) for each in ids]
+            ids = [page[at : at + 32] for page in pages for at in range(0, len(page), 32)][:count]
+        chunks = [blobs[each][1] if any(each) else bytes(CHUNK) for each in ids]
+        assert b"".join(chunks)[:size] == IMAGES[snapshot]
+        seen.add(snapshot)
+    assert seen == set(IMAGES)
 
 
-def _unsealed(path: Path, magic: bytes) -> bytes:
+def _payload(path: Path, magic: bytes, key: bytes | None) -> bytes:
     data = path.read_bytes()
-    assert data[:4] == magic and struct.unpack("<I", data[4:8]) == (1,)
+    assert data[:4] == magic and struct.unpack("<I", data[4:8]) == (2,)
     assert struct.unpack("<I", data[44:48])[0] == zlib.crc32(data[:44])
     assert struct.unpack("<I", data[8:12])[0] == len(data) - 48
-    assert data[12:44] == blake3(data[48:]).digest()
+    assert data[12:44] == (blake3(data[48:], key=key) if key else blake3(data[48:])).digest()
     return data[48:]
 
 
-if __name__ == "__main__":
+async def make() -> None:
     GOLDEN.mkdir()
-    write_small_files(GOLDEN)
-    for each in IMAGES:
-        write(GOLDEN, each)
+    plain = await open_plain(GOLDEN / "plain")
+    base = await write_raw(plain)
+    writer = await plain.begin(origin("s2", len(RAW), base=base))
+    await writer.unchanged(2 * CHUNK)
+    await writer.write(CHANGED[2 * CHUNK : 3 * CHUNK])
+    await writer.unchanged(len(RAW) - 3 * CHUNK)
+    await writer.commit(received_bytes=CHUNK)
+    writer = await plain.begin(origin("s3", len(COMPRESSED)))
+    await writer.write(COMPRESSED)
+    await writer.commit(received_bytes=len(COMPRESSED))
+    await plain.close()
+    encrypted = await open_directory(GOLDEN / "encrypted", chunk_size=CHUNK, secret=PASSPHRASE)
+    await write_raw(encrypted)
+    await encrypted.close()
+    for kind in ("plain", "encrypted"):
+        os.unlink(GOLDEN / kind / "index-cache")
+
+
+if __name__ == "__main__":
+    asyncio.run(make())

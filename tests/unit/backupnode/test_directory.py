@@ -5,34 +5,21 @@ from __future__ import annotations
 import asyncio
 import os
 import random
+import struct
 import subprocess
-import threading
+import zlib
 from pathlib import Path
 
 import pytest
+from blake3 import blake3
 
 from backupnode.repository import BackupWriter, Origin, open_directory, parse_backup_id
 from backupnode.repository.backup_id import new_backup_id
-from backupnode.repository.folder import create_locked, remove_if_unheld
-from stillpoint.errors import DeviceError, InUse, InvalidRequest
+from stillpoint.errors import DeviceError, InUse, InvalidRequest, Refused
 from tests.conformance.test_repositories import read_all, store
 from tests.support.requirements import requires_root
 
 IMAGE = random.Random(1).randbytes(100_000)
-
-
-def test_a_backup_being_written_is_not_swept(tmp_path: Path) -> None:
-    async def main() -> None:
-        repository = await open_directory(tmp_path)
-        writer = await repository.begin(Origin("vol1", "u", "s", len(IMAGE), 1))
-        await writer.write(IMAGE)
-        repository.sweep()
-        record = await writer.commit(received_bytes=0)
-        repository.sweep()
-        assert await read_all(repository, record.id) == IMAGE
-        await repository.close()
-
-    asyncio.run(main())
 
 
 def test_a_repository_is_open_once_at_a_time(tmp_path: Path) -> None:
@@ -59,7 +46,6 @@ def test_a_full_disk_fails_the_backup_and_the_next_one_works_when_there_is_room(
             await _write_and_commit(writer, noise)
         await writer.abort()
         assert (await repository.list()).backups == [kept]
-        assert len(os.listdir(tmp_path)) == 3
         await asyncio.to_thread(subprocess.run, ["mount", "-o", "remount,size=16m", str(tmp_path)], check=True)
         assert await read_all(repository, (await store(repository, noise)).id) == noise
         assert await read_all(repository, kept.id) == IMAGE
@@ -76,48 +62,30 @@ def test_leftovers_are_swept_and_files_of_others_are_not(tmp_path: Path) -> None
         repository = await open_directory(tmp_path)
         record = await store(repository, IMAGE)
         await repository.close()
-        for name in (".tmp-0123", "20261123T101502-vol1-3f9a.data", "20261123T101502-vol1-3f9a.verified"):
-            (tmp_path / name).write_bytes(b"left over")
-        for name in ("notes.txt", "x.data", "20261123T101502-vol1-3f9a.old"):
-            (tmp_path / name).write_bytes(b"precious")
-        held = create_locked(tmp_path / ".tmp-held")
-        await (await open_directory(tmp_path)).close()
-        os.close(held)
-        assert set(os.listdir(tmp_path)) == {
-            "repository",
-            f"{record.id}.data",
-            f"{record.id}.manifest",
-            "notes.txt",
-            "x.data",
-            "20261123T101502-vol1-3f9a.old",
-            ".tmp-held",
-        }
+        before = set(tmp_path.rglob("*"))
+        for folder in ("", "packs", "manifests"):
+            (tmp_path / folder / ".tmp-0123").write_bytes(b"left over")
+        (tmp_path / "notes.txt").write_bytes(b"precious")
+        (tmp_path / "manifests" / "README").write_bytes(b"precious")
+        repository = await open_directory(tmp_path)
+        assert [each.id for each in (await repository.list()).backups] == [record.id]
+        await repository.close()
+        assert set(tmp_path.rglob("*")) == before | {tmp_path / "notes.txt", tmp_path / "manifests" / "README"}
 
     asyncio.run(main())
 
 
-def test_creating_a_locked_file_and_sweeping_it_never_leaves_a_lock_on_nothing(tmp_path: Path) -> None:
-    path = tmp_path / ".tmp-x"
-    done = threading.Event()
-
-    def sweep() -> None:
-        while not done.is_set():
-            remove_if_unheld(path)
-
-    sweeper = threading.Thread(target=sweep)
-    sweeper.start()
-    try:
-        for _ in range(2000):
-            descriptor = create_locked(path)
-            assert path.exists()
-            path.unlink()
-            os.close(descriptor)
-    finally:
-        done.set()
-        sweeper.join()
+def test_a_repository_of_the_first_format_is_refused_and_left_alone(tmp_path: Path) -> None:
+    # What the first format's file began with: magic, version 1, length, digest.
+    payload = b'{"chunk_size":4096}'
+    head = b"SPRP" + struct.pack("<II", 1, len(payload)) + blake3(payload).digest()
+    (tmp_path / "repository").write_bytes(head + struct.pack("<I", zlib.crc32(head)) + payload)
+    with pytest.raises(Refused, match="format version 1; this program reads version 2 only"):
+        asyncio.run(open_directory(tmp_path))
+    assert os.listdir(tmp_path) == ["repository"]
 
 
-@pytest.mark.parametrize("call", ["pwritev", "fsync", "fdatasync"])
+@pytest.mark.parametrize("call", ["pwritev", "fsync"])
 def test_a_disk_that_fails_fails_the_backup_and_nothing_is_listed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str
 ) -> None:
@@ -134,7 +102,9 @@ def test_a_disk_that_fails_fails_the_backup_and_nothing_is_listed(
             await _write_and_commit(writer, noise)
         monkeypatch.undo()
         await writer.abort()
-        assert os.listdir(tmp_path) == ["repository"]
+        assert not (await repository.list()).backups
+        assert not os.listdir(tmp_path / "packs")
+        assert await read_all(repository, (await store(repository, IMAGE)).id) == IMAGE
         await repository.close()
 
     asyncio.run(main())

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from backupnode.export import BackupDevice, BackupExports
-from backupnode.repository import BackupReader, BackupRecord, DirectoryRepository, Origin, open_directory
+from backupnode.repository import BackupReader, BackupRecord, Origin, PackRepository, open_directory
 from stillpoint.errors import DataCorrupt, OutOfRange, PermissionRefused
 
 CHUNK = 4096
@@ -19,13 +19,13 @@ IMAGE = bytes(3 * CHUNK) + random.Random(1).randbytes(5 * CHUNK + 100) + bytes(2
 
 
 @pytest.fixture
-def repository(tmp_path: Path) -> Iterator[DirectoryRepository]:
+def repository(tmp_path: Path) -> Iterator[PackRepository]:
     made = asyncio.run(open_directory(tmp_path / "repository", chunk_size=CHUNK))
     yield made
     asyncio.run(made.close())
 
 
-def store(repository: DirectoryRepository) -> BackupRecord:
+def store(repository: PackRepository) -> BackupRecord:
     async def main() -> BackupRecord:
         writer = await repository.begin(Origin("vol1", "u", "s", len(IMAGE), snapshot_ns=1))
         await writer.write(IMAGE)
@@ -35,7 +35,7 @@ def store(repository: DirectoryRepository) -> BackupRecord:
 
 
 @pytest.fixture
-def device(repository: DirectoryRepository) -> Iterator[BackupDevice]:
+def device(repository: PackRepository) -> Iterator[BackupDevice]:
     record = store(repository)
     made = BackupDevice(record, lambda: repository.open(record.id))
     yield made
@@ -101,14 +101,14 @@ def test_it_cannot_be_changed_and_has_an_end(device: BackupDevice) -> None:
         device.extents(0, len(IMAGE) + 1)
 
 
-def test_a_damaged_chunk_is_an_error_and_the_others_read_on(repository: DirectoryRepository) -> None:
+def test_a_damaged_chunk_is_an_error_and_the_others_read_on(repository: PackRepository) -> None:
     record = store(repository)
-    path = Path(repository.description) / f"{record.id}.data"
+    (path,) = (Path(repository.description) / "packs").iterdir()
     with path.open("r+b") as file:
-        file.seek(32 + 64 + 100)
+        file.seek(20 + 88 + 100)
         file.write(b"\xff\x00\xff")
     device = BackupDevice(record, lambda: repository.open(record.id))
-    with pytest.raises(DataCorrupt, match="chunk 3: the stored bytes do not match"):
+    with pytest.raises(DataCorrupt, match=r"chunk 3: .*the stored bytes do not match"):
         device.read_into(3 * CHUNK, memoryview(bytearray(10)))
     buffer = bytearray(CHUNK)
     device.read_into(4 * CHUNK, memoryview(buffer))
@@ -116,7 +116,7 @@ def test_a_damaged_chunk_is_an_error_and_the_others_read_on(repository: Director
     device.close()
 
 
-def test_an_export_holds_its_reader_only_while_somebody_is_connected(repository: DirectoryRepository) -> None:
+def test_an_export_holds_its_reader_only_while_somebody_is_connected(repository: PackRepository) -> None:
     record = store(repository)
     readers: list[BackupReader] = []
 

@@ -14,7 +14,7 @@ import pytest
 
 from backupnode.progress import Progress
 from backupnode.puller import Puller, RetryPolicy
-from backupnode.repository import DirectoryRepository, open_directory
+from backupnode.repository import PackRepository, open_directory
 from backupnode.standby_client import DamagedInTransit, SnapshotName, StandbyClient
 from stillpoint.config import Address
 from stillpoint.devices import MemoryDevice
@@ -30,7 +30,7 @@ QUICK = RetryPolicy(attempts=3, first_delay_s=0.01, delay_s_max=0.02, interrupti
 @dataclass
 class Bench:
     standby: StandInStandby
-    repository: DirectoryRepository
+    repository: PackRepository
     client: StandbyClient
     puller: Puller
     image: bytes
@@ -38,7 +38,7 @@ class Bench:
     async def assert_nothing_is_left(self) -> None:
         listing = await self.repository.list()
         assert not listing.backups and not listing.damaged
-        assert [path.name for path in Path(self.repository.description).iterdir()] == ["repository"]
+        assert not list((Path(self.repository.description) / "manifests").iterdir())
         assert not self.standby.snapshots
 
 

@@ -1,0 +1,332 @@
+"""The repository: manifests over packs. Format: README.md.
+
+Invariants:
+- A backup exists if and only if its manifest does. The manifest is made, if absent, when everything it speaks of is
+  durable; it never changes. There is no other commit point and no database.
+- One process at a time has it open, so what is in the making when it is opened is left over from a crash.
+- The index is a cache: it is made to agree with the packs that are there whenever the repository is opened.
+- Only names that pass `parse_backup_id` become names of manifests and notes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from typing import Final
+
+from stillpoint.errors import (
+    AlreadyExists,
+    DataCorrupt,
+    DeviceError,
+    InvalidRequest,
+    NotFound,
+    Refused,
+    StillpointError,
+)
+from stillpoint.extents import Extent
+
+from .backup_id import BackupId, new_backup_id, parse_backup_id
+from .check import CheckReport, check
+from .collection import Collection, CollectionReport
+from .folder import DirectoryStorage
+from .format import CHUNK_SIZE, Format, make_format, read_format
+from .index import ChunkIndex
+from .interface import BackupRecord, Listing, Origin
+from .keys import Secret, recovery_form
+from .manifest import Manifest
+from .notes import Notes
+from .packs import PACK_SIZE, DamagedBlob, Packs, reconcile
+from .reader import PackReader
+from .storage import Storage
+from .writer import PackWriter, Session
+
+logger = logging.getLogger(__name__)
+
+_MANIFESTS: Final = "manifests"
+_CACHE: Final = "index-cache"
+# Packs sealed before the cache is written again: what a crash costs is reading the headers of so many.
+_CACHE_EVERY_PACKS: Final = 64
+
+
+class PackRepository:
+    """A Repository on a Storage. Made by `open_directory` or `open_storage`."""
+
+    def __init__(
+        self,
+        storage: Storage,
+        format_: Format,
+        packs: Packs,
+        notes: Notes,
+        *,
+        level: int,
+        threads: int,
+        clock: Callable[[], int],
+    ) -> None:
+        self.storage = storage
+        self.packs = packs
+        self._format = format_
+        self._notes = notes
+        self._level = level
+        self._clock = clock
+        self._executor = ThreadPoolExecutor(threads, thread_name_prefix="repository")
+        self._collection = Collection(self)
+        packs.quarantine_changed = self._note_quarantine
+        self._cached_packs = packs.sealed_count
+
+    @property
+    def description(self) -> str:
+        return self.storage.description
+
+    @property
+    def uuid(self) -> str:
+        return self._format.uuid
+
+    @property
+    def recovery_form(self) -> str | None:
+        """What opens it when every passphrase is lost; None when it is not encrypted."""
+        keys = self._format.keys
+        return recovery_form(keys.secret) if keys.cipher is not None else None
+
+    async def begin(self, origin: Origin) -> PackWriter:
+        if origin.size <= 0:
+            raise InvalidRequest(f"volume {origin.volume} has {origin.size} bytes; there is nothing to back up")
+        session = Session()
+        self._collection.began(session)
+        try:
+            base, missing = await asyncio.to_thread(self._open_base, origin)
+        except BaseException:
+            self._collection.ended(session)
+            raise
+        return PackWriter(
+            new_backup_id(origin.volume, self._clock()),
+            origin,
+            self.packs,
+            session,
+            base=base,
+            missing=missing,
+            create=self._create_manifest,
+            ended=lambda: self._collection.ended(session),
+            chunk_size=self._format.chunk_size,
+            level=self._level,
+            executor=self._executor,
+            clock=self._clock,
+        )
+
+    async def list(self, volume: str | None = None) -> Listing:
+        return await asyncio.to_thread(self._list, volume)
+
+    async def get(self, backup: BackupId) -> BackupRecord:
+        return await asyncio.to_thread(lambda: self.manifest(backup).record)
+
+    def open(self, backup: BackupId) -> PackReader:
+        manifest = self.manifest(backup)
+        try:
+            return PackReader(manifest, self.packs, self.quarantine)
+        except DataCorrupt:
+            self.manifest(backup)  # NotFound when it was deleted meanwhile
+            raise
+
+    async def delete(self, backup: BackupId) -> None:
+        await asyncio.to_thread(self._delete, backup)
+
+    async def record_verified(self, backup: BackupId, verified_ns: int) -> None:
+        await asyncio.to_thread(self._change_note, backup, verified_ns=verified_ns)
+
+    async def protect(self, backup: BackupId, protected: bool) -> None:
+        """A protected backup is not deleted, by hand or by a policy. Durable on return. Raises NotFound."""
+        await asyncio.to_thread(self._change_note, backup, protected=protected)
+
+    async def collect(self, *, fence: bool = False, dry_run: bool = False) -> CollectionReport:
+        """Give back the space of what no backup needs. See `collection.py`."""
+        report = await self._collection.run(fence=fence, dry_run=dry_run)
+        if not dry_run:
+            await self._in_pack_thread(self._write_cache)
+        return report
+
+    async def check(
+        self, executor: Executor, *, deep: bool, report: Callable[[int, int], None] = lambda done, total: None
+    ) -> CheckReport:
+        """Prove every pack and every index. See `check.py`."""
+        return await check(self, executor, deep=deep, report=report)
+
+    async def lose(self, pack: str, kept: frozenset[int]) -> int:
+        """What lies in a pack counts as missing, but for the blobs at `kept`. Returns how many. Durable on return."""
+
+        def work() -> int:
+            lost = self.packs.lose(pack, kept)
+            if lost:
+                self._note_quarantine()
+            return lost
+
+        return await asyncio.get_running_loop().run_in_executor(self.packs.thread, work)
+
+    async def stored_bytes(self) -> int:
+        return await asyncio.to_thread(self.storage.total_bytes)
+
+    async def close(self) -> None:
+        self._executor.shutdown(wait=False, cancel_futures=True)
+        await asyncio.to_thread(self._close)
+
+    def ids(self) -> Iterator[BackupId]:
+        """Of all backups, those whose manifests are damaged included."""
+        for name in self.storage.names(_MANIFESTS):
+            with contextlib.suppress(InvalidRequest):
+                yield parse_backup_id(name)
+
+    def manifest(self, backup: BackupId) -> Manifest:
+        """Raises NotFound, DataCorrupt, DeviceError."""
+        try:
+            data = self.storage.read(f"{_MANIFESTS}/{parse_backup_id(backup)}")
+        except NotFound:
+            raise NotFound(f"there is no backup {backup}") from None
+        try:
+            manifest = Manifest.decode(data, backup=backup, key=self.packs.keys.manifest)
+        except (DataCorrupt, Refused) as error:
+            raise type(error)(f"backup {backup} is damaged: its manifest: {error}") from None
+        note = self._notes.get(backup)
+        record = replace(manifest.record, verified_ns=note.verified_ns, protected=note.protected)
+        return replace(manifest, record=record)
+
+    def quarantine(self, damaged: DamagedBlob) -> None:
+        """Any thread. Durable when the pack thread has done it."""
+        logger.error("a damaged blob counts as missing from now on: %s", damaged)
+
+        def work() -> None:
+            self.packs.quarantine(damaged)
+            self._note_quarantine()
+
+        with contextlib.suppress(RuntimeError):  # it is closing
+            self.packs.thread.submit(work)
+
+    def _note_quarantine(self) -> None:
+        try:
+            self._notes.put_quarantined(self.packs.quarantined)
+        except StillpointError as error:
+            logger.warning("the quarantine cannot be noted: %s", error)
+
+    def _open_base(self, origin: Origin) -> tuple[PackReader | None, Sequence[Extent]]:
+        if origin.base is None:
+            return None, []
+        base = self.open(origin.base)
+        if base.record.origin.size != origin.size or base.chunk_size != self._format.chunk_size:
+            raise DataCorrupt(f"backup {origin.base} is of another size; it cannot be a base")
+        size = base.chunk_size
+        missing = [Extent(index * size, min(size, origin.size - index * size)) for index in base.missing_chunks()]
+        return base, missing
+
+    def _create_manifest(self, manifest: Manifest) -> None:
+        """In the pack thread. Raises DeviceError."""
+        name = f"{_MANIFESTS}/{manifest.record.id}"
+        try:
+            self.storage.create(name, manifest.encode(self.packs.keys.manifest))
+        except AlreadyExists:
+            raise DeviceError(f"{name}: another backup has this id; start it again", 17) from None
+        if self.packs.sealed_count - self._cached_packs >= _CACHE_EVERY_PACKS:
+            self._write_cache()
+
+    def _list(self, volume: str | None) -> Listing:
+        backups, damaged = [], []
+        for backup in self.ids():
+            try:
+                record = self.manifest(backup).record
+            except NotFound:
+                continue  # deleted meanwhile
+            except (DataCorrupt, Refused) as error:
+                logger.warning("%s", error)
+                damaged.append(backup)
+                continue
+            if volume in (None, record.origin.volume):
+                backups.append(record)
+        return Listing(sorted(backups, key=lambda record: (record.origin.snapshot_ns, record.id)), damaged)
+
+    def _delete(self, backup: BackupId) -> None:
+        name = parse_backup_id(backup)
+        if self._notes.get(backup).protected:
+            raise Refused(f"backup {backup} is protected; take the protection away first")
+        try:
+            self.storage.delete(f"{_MANIFESTS}/{name}")
+        except NotFound:
+            raise NotFound(f"there is no backup {backup}") from None
+        self._notes.delete(backup)
+
+    def _change_note(self, backup: BackupId, **change: int | bool) -> None:
+        self.manifest(backup)
+        self._notes.put(backup, replace(self._notes.get(backup), **change))  # type: ignore[arg-type]
+
+    def _close(self) -> None:
+        self.packs.close()
+        if self.packs.sealed_count != self._cached_packs:
+            self._write_cache()
+        self.storage.close()
+
+    def _write_cache(self) -> None:
+        """In the pack thread, or when that has ended."""
+        try:
+            self.packs.index.merge()
+            self.storage.replace(_CACHE, self.packs.index.dump())
+            self._cached_packs = self.packs.sealed_count
+        except StillpointError as error:
+            logger.warning("the cache of the index cannot be written; it will be made anew: %s", error)
+
+    async def _in_pack_thread(self, call: Callable[[], None]) -> None:
+        await asyncio.get_running_loop().run_in_executor(self.packs.thread, call)
+
+
+async def open_directory(
+    root: Path,
+    *,
+    level: int = 1,
+    chunk_size: int = CHUNK_SIZE,
+    pack_size: int = PACK_SIZE,
+    secret: Secret | None = None,
+    threads: int | None = None,
+    clock: Callable[[], int] = time.time_ns,
+) -> PackRepository:
+    """Open the repository at `root`, making it when there is none, and remove leftovers of crashes.
+
+    level: of zstd. chunk_size: of a new repository; an existing one keeps its own. secret: makes a new one encrypted,
+    and opens an encrypted one. threads: for hashing and compression.
+    Raises InUse when another process has it open, Refused when the directory holds something else, a format this
+    program does not know, or the secret does not fit, DataCorrupt, DeviceError.
+    """
+    threads = threads or min(4, os.cpu_count() or 1)
+
+    def work() -> PackRepository:
+        storage = DirectoryStorage(root)
+        if storage.make():
+            make_format(storage, chunk_size=chunk_size, secret=secret, clock=clock)
+        format_ = read_format(storage, secret)
+        storage.lock()
+        try:
+            storage.prepare()
+            packs, notes = load_packs(storage, format_, pack_size=pack_size)
+        except BaseException:
+            storage.close()
+            raise
+        return PackRepository(storage, format_, packs, notes, level=level, threads=threads, clock=clock)
+
+    return await asyncio.to_thread(work)
+
+
+def load_packs(storage: Storage, format_: Format, *, pack_size: int = PACK_SIZE) -> tuple[Packs, Notes]:
+    """The index, from its cache as far as that agrees with the packs, and what is in quarantine."""
+    notes = Notes(storage, format_.keys.manifest)
+    quarantined = notes.quarantined()
+    try:
+        index = ChunkIndex.load(storage.read(_CACHE))
+    except (NotFound, DataCorrupt) as error:
+        logger.info("the index is made anew from the packs: %s", error)
+        index = ChunkIndex()
+    read_count = reconcile(storage, index, quarantined)
+    if read_count:
+        logger.info("read the headers of packs that the index did not know", extra={"packs": read_count})
+    packs = Packs(storage, index, format_.keys, pack_size=pack_size)
+    packs.quarantined = quarantined
+    return packs, notes

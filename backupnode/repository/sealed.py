@@ -1,0 +1,58 @@
+"""Small files: a document as JSON under a checksum. Format: README.md, "Sealed file"."""
+
+from __future__ import annotations
+
+import json
+import struct
+import zlib
+from collections.abc import Mapping
+from typing import Any, Final
+
+from blake3 import blake3
+
+from stillpoint.errors import DataCorrupt, Refused
+
+# 1 was the first, simple format: one data file for each backup. 2 is written and read.
+VERSION: Final = 2
+
+_SEAL: Final = struct.Struct("<4sII32s")
+_CRC: Final = struct.Struct("<I")
+SEAL_HEADER_SIZE: Final = _SEAL.size + _CRC.size
+# A manifest is below 4 KiB; this only keeps a corrupt length from being allocated.
+SEALED_SIZE_MAX: Final = 1 << 20
+
+
+class SealedKind:
+    """Magics of the small files."""
+
+    REPOSITORY: Final = b"SPRP"
+    MANIFEST: Final = b"SPMF"
+    NOTE: Final = b"SPNT"
+
+
+def seal(kind: bytes, document: Mapping[str, Any], key: bytes | None) -> bytes:
+    """key: of the digest; None for the file that holds the keys."""
+    payload = json.dumps(document, sort_keys=True, ensure_ascii=False, separators=(",", ":")).encode()
+    assert len(payload) <= SEALED_SIZE_MAX - SEAL_HEADER_SIZE
+    head = _SEAL.pack(kind, VERSION, len(payload), _digest(payload, key))
+    return head + _CRC.pack(zlib.crc32(head)) + payload
+
+
+def unseal(kind: bytes, data: bytes, key: bytes | None) -> dict[str, Any]:
+    """Raises DataCorrupt, and Refused for a version of the format that this program does not know."""
+    if len(data) < SEAL_HEADER_SIZE:
+        raise DataCorrupt("the header is cut short")
+    magic, version, length, digest = _SEAL.unpack_from(data)
+    if magic != kind or _CRC.unpack_from(data, _SEAL.size)[0] != zlib.crc32(data[: _SEAL.size]):
+        raise DataCorrupt("the header is damaged")
+    if version != VERSION:
+        raise Refused(f"is of format version {version}; this program reads version {VERSION} only")
+    payload = data[SEAL_HEADER_SIZE:]
+    if len(payload) != length or _digest(payload, key) != digest:
+        raise DataCorrupt("the contents do not match their checksum, or belong to another repository")
+    document: dict[str, Any] = json.loads(payload)
+    return document
+
+
+def _digest(payload: bytes, key: bytes | None) -> bytes:
+    return blake3(payload).digest() if key is None else blake3(payload, key=key).digest()

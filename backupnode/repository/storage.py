@@ -1,0 +1,69 @@
+"""Where a repository keeps its objects: names with bytes, in a few flat folders.
+
+What every storage promises (`tests/conformance/test_storages.py`):
+- An object is absent or whole. It is durable, its name included, when the call that made it returns.
+- `create` never replaces an object: this is what commits rest on.
+- Plain calls that may wait and may come from several threads at once. They raise DeviceError when the storage fails.
+
+A name is `FOLDER/NAME`, or `NAME` alone at the top. Names come from this package only: hashes, and ids that passed
+`parse_backup_id`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from .chunking import Piece
+
+
+class Upload(Protocol):
+    """One large object in the making. Calls come one at a time, except `write_back`."""
+
+    def append(self, buffers: Sequence[Piece]) -> None: ...
+
+    def finish(self, name: str) -> None:
+        """Give it its name, in the place of an object that has it: names are hashes, so that one was no better.
+
+        Durable on return.
+        """
+        ...
+
+    def abort(self) -> None:
+        """Throw it away. Raises nothing, and does nothing after `finish`."""
+        ...
+
+
+class Storage(Protocol):
+    @property
+    def description(self) -> str:
+        """What an operator calls it: its path or URL."""
+        ...
+
+    def names(self, folder: str) -> list[str]:
+        """The names in a folder, sorted, without what is in the making."""
+        ...
+
+    def read(self, name: str, *, offset: int = 0, length: int | None = None) -> bytes:
+        """`length` bytes, fewer at the end of the object; None: all. Raises NotFound."""
+        ...
+
+    def size(self, name: str) -> int:
+        """Raises NotFound."""
+        ...
+
+    def create(self, name: str, data: bytes) -> None:
+        """Raises AlreadyExists."""
+        ...
+
+    def replace(self, name: str, data: bytes) -> None: ...
+
+    def delete(self, name: str) -> None:
+        """Durable on return. Raises NotFound."""
+        ...
+
+    def upload(self, folder: str) -> Upload: ...
+
+    def total_bytes(self) -> int: ...
+
+    def close(self) -> None: ...
