@@ -10,6 +10,7 @@ import asyncio
 import time
 from concurrent.futures import Executor
 
+from stillpoint.buffers import uninitialised
 from stillpoint.devices import BlockDevice
 from stillpoint.extents import Extent, MappedExtent, split
 from stillpoint.link.frames import RESYNC
@@ -114,7 +115,7 @@ def _still_hole(device: BlockDevice, extent: Extent) -> bool:
 
 async def _read(device: BlockDevice, extent: Extent, volume: MirroredDevice, executor: Executor) -> memoryview:
     """The newest content, as of the turn of the loop in which this returns."""
-    content = memoryview(bytearray(extent.length))
+    content = uninitialised(extent.length)
     if device.try_read_into(extent.offset, content):
         return content
     loop = asyncio.get_running_loop()

@@ -56,6 +56,21 @@ class Receiver(Protocol):
         ...
 
 
+class _Nobody:
+    """Owns a channel that has ended."""
+
+    def received(self, data: memoryview, /) -> int:
+        return len(data)
+
+    def drained(self) -> None: ...
+
+    def closed(self, error: Exception | None) -> None: ...
+
+
+_NOBODY = _Nobody()
+_NOTHING = memoryview(b"")
+
+
 class Channel:
     """One connected stream socket. Create it on the running loop, then `start` it."""
 
@@ -77,8 +92,8 @@ class Channel:
         self._fd = sock.fileno()
         # May be replaced inside `received`, when a handshake hands the channel to its real owner.
         self.receiver = receiver
-        # While `in_turn`, the socket is asked for more after `received` returns. An owner that has nothing urgent to say
-        # may hold its answers until `turn_ended` is called, and so send those of several receptions at once.
+        # While `in_turn`, the socket is asked for more after `received` returns. An owner may hold its answers until
+        # `turn_ended` is called, and so send those of several receptions at once.
         self.in_turn = False
         self.turn_ended: Callable[[], None] | None = None
         self._loop = asyncio.get_running_loop()
@@ -397,7 +412,19 @@ class Channel:
         self._fill_view = None
         self._fill_then = None
         self._socket.close()
-        self._loop.call_soon(self.receiver.closed, error)
+        self._loop.call_soon(self._finish, error)
+
+    def _finish(self, error: Exception | None) -> None:
+        """The last call to the owner; then let go of it and of the buffers.
+
+        The owner knows the channel and the channel its owner: left alone, the garbage collector would have to find
+        them, and hundreds of dead connections may come before it looks.
+        """
+        owner, self.receiver = self.receiver, _NOBODY
+        self.turn_ended = None
+        self._view = _NOTHING
+        self._buffer = bytearray()
+        owner.closed(error)
 
     @property
     def is_closed(self) -> bool:

@@ -15,6 +15,7 @@ from concurrent.futures import Executor
 from itertools import islice
 from typing import Final
 
+from ..buffers import uninitialised
 from ..channel import Channel
 from ..errors import ProtocolError, StillpointError
 from . import codec
@@ -167,7 +168,7 @@ class Transmission(Answers):
             replier.reply(cookie, nbd_errno(error))
 
     def _receive_payload(self, flags: int, cookie: int, offset: int, length: int) -> None:
-        payload = memoryview(bytearray(length))
+        payload = uninitialised(length)
         self._receiving = length
         self._await_client()
 
@@ -231,7 +232,7 @@ class Transmission(Answers):
     def _read_apart(self, cookie: int, offset: int, length: int, *, charge: int) -> None:
         """Read into a buffer of its own. charge: how many bytes of budget were taken for it."""
         self._begin()
-        answer = memoryview(bytearray(self._header_size + length))
+        answer = uninitialised(self._header_size + length)
         target = answer[self._header_size :]
         if length <= _INLINE_READ_SIZE:
             try:

@@ -375,7 +375,10 @@ def test_garbage_again_and_again_does_not_grow_the_server(process: tuple[int, in
     misbehave(30)
     before = resident_bytes(pid)
     misbehave(150)
-    assert resident_bytes(pid) - before < 4 * MIB
+    deadline = time.monotonic() + 10
+    while (grown := resident_bytes(pid) - before) >= 4 * MIB:  # the last of them may still be on its way out
+        assert time.monotonic() < deadline, grown
+        time.sleep(0.05)
 
 
 @pytest.mark.slow
