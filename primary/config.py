@@ -5,6 +5,7 @@ from __future__ import annotations
 import enum
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from stillpoint.config import Address
 from stillpoint.errors import InvalidRequest
@@ -38,12 +39,46 @@ class Limits:
 
 
 @dataclass(frozen=True, slots=True)
+class QuiesceHook:
+    """How to freeze what uses a volume: a file system by its mountpoint, or a pair of commands."""
+
+    volume: str
+    mountpoint: Path | None = None
+    freeze: tuple[str, ...] = ()  # the command's words; no shell
+    thaw: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        commands = bool(self.freeze), bool(self.thaw)
+        if commands != ((False, False) if self.mountpoint is not None else (True, True)):
+            raise InvalidRequest(f"volume {self.volume}: give a mountpoint, or both freeze and thaw")
+
+    def document(self) -> dict[str, Any]:
+        """For `freezer.py`."""
+        freeze, thaw = self.freeze, self.thaw
+        if self.mountpoint is not None:
+            freeze = ("fsfreeze", "--freeze", str(self.mountpoint))
+            thaw = ("fsfreeze", "--unfreeze", str(self.mountpoint))
+        return {"name": f"volume {self.volume}", "freeze": list(freeze), "thaw": list(thaw)}
+
+
+@dataclass(frozen=True, slots=True)
+class Quiesce:
+    limit_s: float = 10.0  # the longest a volume's users stay frozen, whatever happens
+    hooks: tuple[QuiesceHook, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.limit_s <= 0:
+            raise InvalidRequest("quiesce: limit_s must be above 0")
+
+
+@dataclass(frozen=True, slots=True)
 class PrimaryConfig:
     state_dir: Path
     node: str = "primary"
     listen: Listen = field(default_factory=Listen)
     standby: Standby = field(default_factory=Standby)
     limits: Limits = field(default_factory=Limits)
+    quiesce: Quiesce = field(default_factory=Quiesce)
 
     def __post_init__(self) -> None:
         if self.standby.peer_timeout_s <= 0:

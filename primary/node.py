@@ -28,6 +28,7 @@ from stillpoint.nbd.server import NbdServer
 
 from .config import PrimaryConfig
 from .mirrored_device import AckMode, MirroredDevice
+from .quiesce import Quiescer
 from .record import VolumeRecord
 from .standby_client import StandbyClient
 from .volume import Volume
@@ -56,6 +57,7 @@ class PrimaryNode:
             connection_max=config.limits.nbd_connections,
         )
         self.nbd_address = config.listen.nbd
+        self.quiescer = Quiescer(config.quiesce)
         self._changing = asyncio.Lock()  # one creation or deletion at a time
 
     @property
@@ -88,6 +90,7 @@ class PrimaryNode:
 
     async def stop(self) -> None:
         """Answer what is in flight, flush both nodes, and mark everything clean."""
+        await self.quiescer.stop()
         await self._nbd.stop()
         for volume in self.volumes.values():
             try:

@@ -65,6 +65,17 @@ class PrimaryService(primary_pb2_grpc.PrimaryServiceServicer):
         return common_pb2.Empty()
 
     @answers
+    async def Freeze(self, request: primary_pb2.FreezeRequest, context: Context) -> primary_pb2.FreezeId:
+        volumes = [self._node.volume(name) for name in request.volumes]
+        identity = await self._node.quiescer.freeze(volumes, limit_s=request.limit_ms / 1000)
+        return primary_pb2.FreezeId(id=identity)
+
+    @answers
+    async def Thaw(self, request: primary_pb2.FreezeId, context: Context) -> common_pb2.Empty:
+        await self._node.quiescer.thaw(request.id)
+        return common_pb2.Empty()
+
+    @answers
     async def GetStatus(self, request: common_pb2.Empty, context: Context) -> primary_pb2.PrimaryStatus:
         return primary_pb2.PrimaryStatus(
             info=node_info("primary"),

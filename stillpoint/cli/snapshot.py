@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import click
 
 from ..config import format_size
-from ..wire.v1 import common_pb2, standby_pb2
+from ..errors import StillpointError
+from ..wire.v1 import common_pb2, primary_pb2, standby_pb2
 from .command import (
     Group,
     Invocation,
@@ -69,6 +71,25 @@ async def create_snapshots(
     return list(answer.snapshots)
 
 
+async def create_quiesced(
+    nodes: Nodes, volumes: tuple[str, ...], *, name: str = "", store: str = ""
+) -> list[standby_pb2.Snapshot]:
+    """Freeze what uses the volumes, take the snapshots, thaw. None is left when the freeze did not last so long."""
+    freeze = await nodes.primary.call("Freeze", primary_pb2.FreezeRequest(volumes=volumes), primary_pb2.FreezeId)
+    made: list[standby_pb2.Snapshot] = []
+    try:
+        made = await create_snapshots(nodes, volumes, name=name, store=store)
+    finally:
+        try:
+            await asyncio.shield(nodes.primary.call("Thaw", freeze, common_pb2.Empty))
+        except StillpointError:
+            for each in made:
+                request = standby_pb2.DeleteSnapshotRequest(volume=each.volume, name=each.name)
+                await nodes.standby.call("DeleteSnapshot", request, common_pb2.Empty)
+            raise
+    return made
+
+
 async def get_snapshot(nodes: Nodes, identity: SnapshotId) -> standby_pb2.Snapshot:
     request = standby_pb2.SnapshotName(volume=identity.volume, name=identity.name)
     return await nodes.standby.call("GetSnapshot", request, standby_pb2.Snapshot)
@@ -87,19 +108,24 @@ def snapshot() -> None:
 @click.argument("volumes", metavar="VOLUME...", nargs=-1, required=True)
 @click.option("--name", help="One name for all of them. [default: made from the time]")
 @click.option("--store", help="Where old blocks are kept. [default: the standby's own]")
+@click.option("--quiesce", is_flag=True, help="Freeze what uses the volumes meanwhile, by the primary's hooks.")
 @pass_invocation
 @asynchronous
-async def create(invocation: Invocation, volumes: tuple[str, ...], name: str | None, store: str | None) -> None:
+async def create(
+    invocation: Invocation, volumes: tuple[str, ...], name: str | None, store: str | None, quiesce: bool
+) -> None:
     """Take a snapshot.
 
-    Of several volumes, all are taken at one and the same instant.
+    Of several volumes, all are taken at one and the same instant. With --quiesce the file systems or programs on the
+    volumes are brought to rest before, by the hooks in the primary's configuration, and go on right after.
 
     \b
     Example: standbyctl snapshot create vol1 --name before-upgrade
              standbyctl snapshot create db-data db-log --name nightly
     """
     async with invocation.nodes() as nodes:
-        made = await create_snapshots(nodes, volumes, name=name or "", store=store or "")
+        take = create_quiesced if quiesce else create_snapshots
+        made = await take(nodes, volumes, name=name or "", store=store or "")
         address = nodes.cluster.standby.nbd
     if invocation.output.as_json:
         documents = [snapshot_document(each) for each in made]

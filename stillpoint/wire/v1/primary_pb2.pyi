@@ -60,6 +60,20 @@ class DeleteVolumeRequest(_message.Message):
     force: bool
     def __init__(self, name: _Optional[str] = ..., force: bool = ...) -> None: ...
 
+class FreezeRequest(_message.Message):
+    __slots__ = ("volumes", "limit_ms")
+    VOLUMES_FIELD_NUMBER: _ClassVar[int]
+    LIMIT_MS_FIELD_NUMBER: _ClassVar[int]
+    volumes: _containers.RepeatedScalarFieldContainer[str]
+    limit_ms: int
+    def __init__(self, volumes: _Optional[_Iterable[str]] = ..., limit_ms: _Optional[int] = ...) -> None: ...
+
+class FreezeId(_message.Message):
+    __slots__ = ("id",)
+    ID_FIELD_NUMBER: _ClassVar[int]
+    id: str
+    def __init__(self, id: _Optional[str] = ...) -> None: ...
+
 class Pair(_message.Message):
     __slots__ = ("state", "since_ns", "dirty_bytes", "unflushed_bytes", "in_flight_bytes", "resync_done_bytes", "resync_total_bytes", "resync_rate", "carrier", "detail", "session")
     STATE_FIELD_NUMBER: _ClassVar[int]

@@ -56,6 +56,16 @@ class PrimaryServiceStub(object):
                 request_serializer=stillpoint_dot_wire_dot_v1_dot_primary__pb2.DeleteVolumeRequest.SerializeToString,
                 response_deserializer=stillpoint_dot_wire_dot_v1_dot_common__pb2.Empty.FromString,
                 _registered_method=True)
+        self.Freeze = channel.unary_unary(
+                '/stillpoint.wire.v1.PrimaryService/Freeze',
+                request_serializer=stillpoint_dot_wire_dot_v1_dot_primary__pb2.FreezeRequest.SerializeToString,
+                response_deserializer=stillpoint_dot_wire_dot_v1_dot_primary__pb2.FreezeId.FromString,
+                _registered_method=True)
+        self.Thaw = channel.unary_unary(
+                '/stillpoint.wire.v1.PrimaryService/Thaw',
+                request_serializer=stillpoint_dot_wire_dot_v1_dot_primary__pb2.FreezeId.SerializeToString,
+                response_deserializer=stillpoint_dot_wire_dot_v1_dot_common__pb2.Empty.FromString,
+                _registered_method=True)
         self.GetStatus = channel.unary_unary(
                 '/stillpoint.wire.v1.PrimaryService/GetStatus',
                 request_serializer=stillpoint_dot_wire_dot_v1_dot_common__pb2.Empty.SerializeToString,
@@ -93,6 +103,21 @@ class PrimaryServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Freeze(self, request, context):
+        """Runs the freeze hooks of the volumes and flushes these on both nodes. What was frozen is thawed by Thaw, or when the
+        limit is over, whatever becomes of the caller and of the primary.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Thaw(self, request, context):
+        """FAILED_PRECONDITION when the freeze had ended before: what was done under it is not quiesced.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def GetStatus(self, request, context):
         """Missing associated documentation comment in .proto file."""
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -120,6 +145,16 @@ def add_PrimaryServiceServicer_to_server(servicer, server):
             'DeleteVolume': grpc.unary_unary_rpc_method_handler(
                     servicer.DeleteVolume,
                     request_deserializer=stillpoint_dot_wire_dot_v1_dot_primary__pb2.DeleteVolumeRequest.FromString,
+                    response_serializer=stillpoint_dot_wire_dot_v1_dot_common__pb2.Empty.SerializeToString,
+            ),
+            'Freeze': grpc.unary_unary_rpc_method_handler(
+                    servicer.Freeze,
+                    request_deserializer=stillpoint_dot_wire_dot_v1_dot_primary__pb2.FreezeRequest.FromString,
+                    response_serializer=stillpoint_dot_wire_dot_v1_dot_primary__pb2.FreezeId.SerializeToString,
+            ),
+            'Thaw': grpc.unary_unary_rpc_method_handler(
+                    servicer.Thaw,
+                    request_deserializer=stillpoint_dot_wire_dot_v1_dot_primary__pb2.FreezeId.FromString,
                     response_serializer=stillpoint_dot_wire_dot_v1_dot_common__pb2.Empty.SerializeToString,
             ),
             'GetStatus': grpc.unary_unary_rpc_method_handler(
@@ -236,6 +271,60 @@ class PrimaryService(object):
             target,
             '/stillpoint.wire.v1.PrimaryService/DeleteVolume',
             stillpoint_dot_wire_dot_v1_dot_primary__pb2.DeleteVolumeRequest.SerializeToString,
+            stillpoint_dot_wire_dot_v1_dot_common__pb2.Empty.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Freeze(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/stillpoint.wire.v1.PrimaryService/Freeze',
+            stillpoint_dot_wire_dot_v1_dot_primary__pb2.FreezeRequest.SerializeToString,
+            stillpoint_dot_wire_dot_v1_dot_primary__pb2.FreezeId.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Thaw(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/stillpoint.wire.v1.PrimaryService/Thaw',
+            stillpoint_dot_wire_dot_v1_dot_primary__pb2.FreezeId.SerializeToString,
             stillpoint_dot_wire_dot_v1_dot_common__pb2.Empty.FromString,
             options,
             channel_credentials,
