@@ -5,10 +5,13 @@ from __future__ import annotations
 import asyncio
 import random
 import socket
+import ssl
 import struct
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+import trustme
 import uvloop
 
 from stillpoint.channel import Channel
@@ -48,8 +51,34 @@ def run(request: pytest.FixtureRequest) -> Callable[..., object]:
     return runner
 
 
+def plain_sockets() -> tuple[socket.socket, socket.socket]:
+    return socket.socketpair()
+
+
+def tls_sockets() -> tuple[socket.socket, socket.socket]:
+    """Connected, their handshake complete, as `Channel` wants them."""
+    authority = trustme.CA()
+    server_context, client_context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    authority.issue_cert("peer").configure_cert(server_context)
+    authority.configure_trust(client_context)
+    left, right = socket.socketpair()
+    with ThreadPoolExecutor(1) as executor:
+        server = executor.submit(server_context.wrap_socket, right, server_side=True)
+        client = client_context.wrap_socket(left, server_hostname="peer")
+        return client, server.result()
+
+
+@pytest.fixture(params=[plain_sockets, tls_sockets], ids=["plain", "tls"])
+def connect(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Makes `pair` use this kind of sockets."""
+    monkeypatch.setattr(f"{__name__}.make_sockets", request.param)
+
+
+make_sockets: Callable[[], tuple[socket.socket, socket.socket]] = plain_sockets
+
+
 def pair(**options: int) -> tuple[Channel, Collector, Channel, Collector]:
-    left_socket, right_socket = socket.socketpair()
+    left_socket, right_socket = make_sockets()
     left, right = Collector(), Collector()
     left_channel, right_channel = Channel(left_socket, left, **options), Channel(right_socket, right, **options)
     left_channel.start()
@@ -57,6 +86,7 @@ def pair(**options: int) -> tuple[Channel, Collector, Channel, Collector]:
     return left_channel, left, right_channel, right
 
 
+@pytest.mark.usefixtures("connect")
 def test_bytes_arrive_in_order_whatever_their_sizes(run: Callable[..., object]) -> None:
     async def main() -> None:
         generator = random.Random(7)
@@ -85,6 +115,7 @@ def test_bytes_arrive_in_order_whatever_their_sizes(run: Callable[..., object]) 
     run(main())
 
 
+@pytest.mark.usefixtures("connect")
 def test_fill_takes_buffered_and_new_bytes_without_passing_received(run: Callable[..., object]) -> None:
     async def main() -> None:
         sender, _, channel, receiver = pair()
@@ -115,6 +146,7 @@ def test_fill_takes_buffered_and_new_bytes_without_passing_received(run: Callabl
     run(main())
 
 
+@pytest.mark.usefixtures("connect")
 def test_what_is_not_consumed_is_shown_again_with_more(run: Callable[..., object]) -> None:
     async def main() -> None:
         sender, _, _, receiver = pair()
@@ -138,6 +170,7 @@ def test_what_is_not_consumed_is_shown_again_with_more(run: Callable[..., object
     run(main())
 
 
+@pytest.mark.usefixtures("connect")
 def test_a_paused_channel_pushes_back_and_drains_when_resumed(run: Callable[..., object]) -> None:
     async def main() -> None:
         sender, sending, channel, receiver = pair(send_limit=100_000)
@@ -160,6 +193,7 @@ def test_a_paused_channel_pushes_back_and_drains_when_resumed(run: Callable[...,
     run(main())
 
 
+@pytest.mark.usefixtures("connect")
 def test_pausing_inside_received_keeps_the_rest_for_later(run: Callable[..., object]) -> None:
     async def main() -> None:
         sender, _, channel, receiver = pair()
@@ -185,6 +219,7 @@ def test_pausing_inside_received_keeps_the_rest_for_later(run: Callable[..., obj
     run(main())
 
 
+@pytest.mark.usefixtures("connect")
 def test_a_message_larger_than_the_buffer_ends_the_channel(run: Callable[..., object]) -> None:
     async def main() -> None:
         sender, _, _, receiver = pair(receive_size=4096)
@@ -199,6 +234,7 @@ def test_a_message_larger_than_the_buffer_ends_the_channel(run: Callable[..., ob
     run(main())
 
 
+@pytest.mark.usefixtures("connect")
 def test_an_error_of_the_receiver_ends_the_channel_with_it(run: Callable[..., object]) -> None:
     async def main() -> None:
         sender, sending, _, receiver = pair()
@@ -216,6 +252,7 @@ def test_an_error_of_the_receiver_ends_the_channel_with_it(run: Callable[..., ob
     run(main())
 
 
+@pytest.mark.usefixtures("connect")
 def test_a_peer_that_vanishes_ends_the_channel_once(run: Callable[..., object]) -> None:
     async def main() -> None:
         sender, sending, _, receiver = pair()
