@@ -24,7 +24,7 @@ from .local_cluster import LocalCluster
 from .nodes import Nodes
 from .output import Output, format_rate, format_seconds
 from .restore import restore_here
-from .snapshot import create_snapshots, get_snapshot
+from .snapshot_calls import create_snapshots, get_snapshot
 from .store import create_store
 from .volume import get_volume
 

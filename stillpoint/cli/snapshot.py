@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
 from typing import Any
 
 import click
 
 from ..config import format_size
-from ..errors import StillpointError
-from ..wire.v1 import common_pb2, primary_pb2, standby_pb2
+from ..wire.v1 import common_pb2, standby_pb2
 from .command import (
     Group,
     Invocation,
@@ -20,8 +18,10 @@ from .command import (
     snapshot_identity,
     yes_option,
 )
-from .nodes import CALL_TIMEOUT_S, Nodes
+from .nodes import CALL_TIMEOUT_S
 from .output import enum_word, format_age, format_seconds, iso_time
+from .rollback import roll_back
+from .snapshot_calls import create_quiesced, create_snapshots, get_snapshot
 
 
 def state_word(state: standby_pb2.SnapshotState) -> str:
@@ -61,38 +61,6 @@ def snapshot_document(snapshot: standby_pb2.Snapshot) -> dict[str, Any]:
     if snapshot.create_duration_ns:
         document["create_duration_ns"] = snapshot.create_duration_ns
     return document
-
-
-async def create_snapshots(
-    nodes: Nodes, volumes: tuple[str, ...], *, name: str = "", store: str = ""
-) -> list[standby_pb2.Snapshot]:
-    request = standby_pb2.CreateSnapshotRequest(volumes=volumes, name=name, store=store)
-    answer = await nodes.standby.call("CreateSnapshot", request, standby_pb2.SnapshotList)
-    return list(answer.snapshots)
-
-
-async def create_quiesced(
-    nodes: Nodes, volumes: tuple[str, ...], *, name: str = "", store: str = ""
-) -> list[standby_pb2.Snapshot]:
-    """Freeze what uses the volumes, take the snapshots, thaw. None is left when the freeze did not last so long."""
-    freeze = await nodes.primary.call("Freeze", primary_pb2.FreezeRequest(volumes=volumes), primary_pb2.FreezeId)
-    made: list[standby_pb2.Snapshot] = []
-    try:
-        made = await create_snapshots(nodes, volumes, name=name, store=store)
-    finally:
-        try:
-            await asyncio.shield(nodes.primary.call("Thaw", freeze, common_pb2.Empty))
-        except StillpointError:
-            for each in made:
-                request = standby_pb2.DeleteSnapshotRequest(volume=each.volume, name=each.name)
-                await nodes.standby.call("DeleteSnapshot", request, common_pb2.Empty)
-            raise
-    return made
-
-
-async def get_snapshot(nodes: Nodes, identity: SnapshotId) -> standby_pb2.Snapshot:
-    request = standby_pb2.SnapshotName(volume=identity.volume, name=identity.name)
-    return await nodes.standby.call("GetSnapshot", request, standby_pb2.Snapshot)
 
 
 @click.group(cls=Group)
@@ -276,3 +244,35 @@ async def _set_protected(invocation: Invocation, identity: SnapshotId, *, protec
         invocation.output.document(snapshot_document(changed))
     else:
         invocation.output.line(f"snapshot {identity} is {'protected' if protected else 'no longer protected'}")
+
+
+@snapshot.command()
+@click.argument("identity", metavar="VOLUME@NAME", type=snapshot_identity)
+@click.option("--force", is_flag=True, help="Also while clients are connected to the volume.")
+@yes_option
+@pass_invocation
+@asynchronous
+async def rollback(invocation: Invocation, identity: SnapshotId, force: bool, yes: bool) -> None:
+    """Make the volume hold a snapshot's content again, on both nodes.
+
+    A snapshot of the present is taken first; rolling back to that one undoes it. Only what differs is written.
+
+    \b
+    Example: standbyctl snapshot rollback vol1@before-upgrade
+    """
+    confirm(f"Replace the content of the volume {identity.volume} by that of {identity}?", yes=yes)
+    async with invocation.nodes() as nodes:
+        done = await roll_back(nodes, identity, force=force)
+    if invocation.output.as_json:
+        document = {
+            "volume": identity.volume,
+            "snapshot": str(identity),
+            "undo": snapshot_id(done.undo),
+            "written_bytes": done.written_bytes,
+        }
+        invocation.output.document(document)
+    else:
+        invocation.output.line(
+            f"volume {identity.volume} holds {identity} again ({format_size(done.written_bytes)} written); "
+            f"to undo: standbyctl snapshot rollback {snapshot_id(done.undo)}"
+        )

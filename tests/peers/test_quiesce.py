@@ -14,7 +14,7 @@ import yaml
 
 from stillpoint.cli.cluster import load_cluster
 from stillpoint.cli.nodes import Nodes
-from stillpoint.cli.snapshot import create_quiesced, create_snapshots
+from stillpoint.cli.snapshot_calls import create_quiesced, create_snapshots
 from stillpoint.errors import NotFound, Refused
 from stillpoint.wire.v1 import common_pb2, primary_pb2, standby_pb2
 from tests.support.cluster import LocalCluster
@@ -174,7 +174,7 @@ def test_a_freeze_that_ended_too_early_leaves_no_snapshot(
         async with Nodes(load_cluster(cluster.cluster_file)) as nodes:
             await create_quiesced(nodes, ("a",), name="late")
 
-    monkeypatch.setattr("stillpoint.cli.snapshot.create_snapshots", take_slowly)
+    monkeypatch.setattr("stillpoint.cli.snapshot_calls.create_snapshots", take_slowly)
     with pytest.raises(Refused, match="the freeze had ended before"):
         asyncio.run(quiesced())
     assert [each.name for each in taken] == ["late"]

@@ -10,7 +10,7 @@ import pytest
 
 from stillpoint.cli.cluster import load_cluster
 from stillpoint.cli.nodes import Nodes
-from stillpoint.cli.snapshot import create_snapshots
+from stillpoint.cli.snapshot_calls import create_snapshots
 from stillpoint.nbd.client import NbdClient
 from tests.support.cluster import LocalCluster
 

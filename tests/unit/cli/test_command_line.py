@@ -28,7 +28,7 @@ def test_the_commands_are_those_that_scripts_rely_on() -> None:
         *("local up", "local down", "local kill", "local start", "local env", "demo", "status", "mirror status"),
         *("volume create", "volume list", "volume show", "volume delete"),
         *("snapshot create", "snapshot list", "snapshot show", "snapshot delete"),
-        *("snapshot protect", "snapshot unprotect", "bookmark list", "bookmark delete"),
+        *("snapshot protect", "snapshot unprotect", "snapshot rollback", "bookmark list", "bookmark delete"),
         *("store create", "store list", "store delete"),
         *("backup run", "backup list", "backup show", "backup verify", "backup restore", "backup delete"),
     }
