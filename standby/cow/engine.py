@@ -26,7 +26,7 @@ from stillpoint.devices import BlockDevice
 from stillpoint.errors import AlreadyExists, DeviceError, InvalidRequest, Refused, SnapshotInvalid
 
 from . import recovery
-from .association import ArrayMap
+from .association_forms import create_map
 from .birth import BirthMap
 from .catalog import Event
 from .retiring import Retirement
@@ -124,7 +124,8 @@ class SnapshotEngine(SnapshotBook):
         generation = volume.current
         path = map_path(volume.maps_folder, generation)
         try:
-            records = ArrayMap.create(path, generation=generation, block_count=volume.block_count)
+            form = volume.stores.map_form(home.uuid)
+            records = create_map(form, path, generation=generation, block_count=volume.block_count)
         except OSError as error:
             raise DeviceError(f"{path}: no space for the snapshot's map: {error.strerror}", error.errno or 5) from error
         snapshot = Snapshot(

@@ -29,7 +29,8 @@ from stillpoint.devices.file import fsync_folder
 from stillpoint.errors import AlreadyExists, DataCorrupt, DeviceError, InvalidRequest, NotFound
 
 from . import record_log
-from .association import ALL_ZEROES, STORE_SHIFT, UNIT_SIZE, Addresses, ArrayMap, AssociationMap
+from .association import ALL_ZEROES, STORE_SHIFT, UNIT_SIZE, Addresses, AssociationMap
+from .association_forms import create_map
 from .birth import BirthMap, Blocks, Generations
 from .catalog import Catalog, CatalogState, Event
 from .shared_header import SharedHeader
@@ -157,7 +158,7 @@ def _open(
         current=current,
         snapshots={generation: _snapshot(name, fields, stores) for generation, fields in state.snapshots.items()},
         bookmarks={mark: _bookmark(name, fields) for mark, fields in state.bookmarks.items()},
-        maps=_build_maps(folder / MAPS_FOLDER, entries, live, state, block_size),
+        maps=_build_maps(folder / MAPS_FOLDER, entries, live, state, stores),
         live=live,
         store_newest=_store_newest(state, stores),
     )
@@ -223,6 +224,9 @@ def _entries(records: record_log.Records, live: tuple[int, ...], block_size: int
         step = np.where(addresses == ALL_ZEROES, 0, block_size // UNIT_SIZE).astype(np.uint64)
         addresses = addresses + position.astype(np.uint64) * step
         order = np.argsort(blocks, kind="stable")
+        # Preserved again after its first entry found no room in the map: both records say the same, one is enough.
+        ordered = blocks[order]
+        order = order[np.append(ordered[1:] != ordered[:-1], True)] if len(order) else order
         entries[generation] = _Entries(
             blocks[order], addresses[order], mine["born"][index][order], mine["new_birth"][index][order]
         )
@@ -244,13 +248,15 @@ def _unproven(
 
 
 def _build_maps(
-    folder: Path, entries: dict[int, _Entries], live: tuple[int, ...], state: CatalogState, block_size: int
+    folder: Path, entries: dict[int, _Entries], live: tuple[int, ...], state: CatalogState, stores: StoreDirectory
 ) -> dict[int, AssociationMap]:
     maps: dict[int, AssociationMap] = {}
     try:
         for generation in live:
-            count = state.snapshots[generation]["size"] // block_size
-            maps[generation] = ArrayMap.create(map_path(folder, generation), generation=generation, block_count=count)
+            fields = state.snapshots[generation]
+            count = fields["size"] // state.volume["block_size"]
+            form = stores.map_form(UUID(fields["store"]))
+            maps[generation] = create_map(form, map_path(folder, generation), generation=generation, block_count=count)
             part = entries[generation]
             maps[generation].put_many(part.blocks, part.addresses, part.born)
     except OSError as error:

@@ -29,12 +29,14 @@ from stillpoint.errors import (
     StillpointError,
 )
 
+from .association_forms import FORM_DEFAULT, FORMS
 from .logged_store import LoggedStore
 from .preservation import MemoryStore, PreservationStore
 from .values import StoreStatistics, check_name
 
 MAGIC: Final = "stillpoint preservation stores"
-VERSION: Final = 1  # 1: the first
+VERSION: Final = 2  # 1: the first, read with defaults; 2: names the form of the association maps
+VERSIONS_READ: Final = (1, 2)
 FILE_NAME: Final = "stores.json"
 DEFAULT_STORE: Final = "default"
 DEFAULT_SIZE: Final = 64 << 30  # of the default store: a cap, the file is sparse
@@ -45,7 +47,10 @@ _NUMBER_MAX: Final = (1 << 16) - 1
 
 @dataclass(frozen=True, slots=True)
 class StoreDefinition:
-    """What `stores.json` says of a store. `paths` of a memory store lead to the running engine's memory."""
+    """What `stores.json` says of a store. `paths` of a memory store lead to the running engine's memory.
+
+    map: form of the association maps of the snapshots made in this store (association_forms.py).
+    """
 
     number: int
     name: str
@@ -53,6 +58,7 @@ class StoreDefinition:
     uuid: str
     size: int
     paths: tuple[str, ...]
+    map: str = FORM_DEFAULT
 
 
 class StoreUser(Protocol):
@@ -94,7 +100,9 @@ class StoreDirectory:
         if any(definition.kind == MEMORY for definition in definitions):
             self._save()
 
-    def create(self, name: str, *, kind: str, size: int = 0, paths: Sequence[Path] = ()) -> PreservationStore:
+    def create(
+        self, name: str, *, kind: str, size: int = 0, paths: Sequence[Path] = (), map_form: str = FORM_DEFAULT
+    ) -> PreservationStore:
         """A new store: of memory, or of files (made when missing), partitions and disks one after the other.
 
         size: bytes in all; 0 with paths that exist: what they hold. A file without paths lies in the node's folder.
@@ -105,12 +113,14 @@ class StoreDirectory:
             raise AlreadyExists(f"store {name}: exists already")
         if kind not in (MEMORY, FILE):
             raise InvalidRequest(f"store {name}: {kind!r} is no kind of store; memory and file are")
+        if map_form not in FORMS:
+            raise InvalidRequest(f"store {name}: {map_form!r} is no form of map; there are {', '.join(FORMS)}")
         if self._next_number > _NUMBER_MAX:
             raise Refused(f"store {name}: this node has made {_NUMBER_MAX} stores, the most there can be")
         if kind == FILE and not paths:
             paths = [self.folder / f"{name}.store"]
         definition = StoreDefinition(
-            self._next_number, name, kind, str(uuid4()), size, tuple(str(path.absolute()) for path in paths)
+            self._next_number, name, kind, str(uuid4()), size, tuple(str(path.absolute()) for path in paths), map_form
         )
         store = self._create(definition)
         self._stores[name] = store
@@ -142,8 +152,10 @@ class StoreDirectory:
     def by_uuid(self, uuid: UUID) -> PreservationStore | None:
         return next((store for store in self._stores.values() if store.uuid == uuid), None)
 
-    def by_number(self, number: int) -> PreservationStore | None:
-        return next((store for store in self._stores.values() if store.number == number), None)
+    def map_form(self, uuid: UUID) -> str:
+        """How snapshots made in that store remember their blocks."""
+        store = self.by_uuid(uuid)
+        return self._definitions[store.name].map if store is not None else FORM_DEFAULT
 
     def list(self) -> list[StoreStatistics]:
         return [self._statistics(definition) for definition in self._definitions.values()]
@@ -237,7 +249,7 @@ def read_definitions(path: Path) -> tuple[int, list[StoreDefinition]]:
     try:
         document = json.loads(path.read_bytes())
         content = document["content"]
-        if document["magic"] != MAGIC or document["version"] != VERSION or document["crc"] != _crc(content):
+        if document["magic"] != MAGIC or document["version"] not in VERSIONS_READ or document["crc"] != _crc(content):
             raise DataCorrupt(f"{path}: is damaged, or not version {VERSION}")
         definitions = [StoreDefinition(**{**store, "paths": tuple(store["paths"])}) for store in content["stores"]]
         return content["next_number"], definitions

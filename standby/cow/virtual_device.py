@@ -30,11 +30,11 @@ from .association import (
     NOT_PRESERVED,
     UNIT_SIZE,
     Addresses,
-    ArrayMap,
     AssociationMap,
     offset_of,
     store_of,
 )
+from .association_forms import open_map
 from .birth import BirthMap, Generations
 from .changed import changed_extents, unknown_extents
 from .shared_header import HeaderState, SharedHeader
@@ -312,7 +312,7 @@ class VirtualDevice:
         for generation in sorted(state.states):
             if generation >= self.generation and state.states[generation] in _STILL_READABLE:
                 try:
-                    maps[generation] = known.get(generation) or ArrayMap.open(map_path(self._maps_folder, generation))
+                    maps[generation] = known.get(generation) or open_map(map_path(self._maps_folder, generation))
                 except FileNotFoundError:
                     return None
         return maps

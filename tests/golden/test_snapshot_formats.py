@@ -5,7 +5,10 @@
 
 from __future__ import annotations
 
+import functools
 import tempfile
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -14,7 +17,8 @@ import numpy as np
 import pytest
 
 from standby.cow import catalog, record_log, shared_header, store_directory
-from standby.cow.association import ArrayMap
+from standby.cow.association import AssociationMap
+from standby.cow.association_forms import create_map, open_map
 from standby.cow.birth import BirthMap
 from standby.cow.catalog import Event
 from standby.cow.record_log import RECORD, Batch, BatchType, Superblock
@@ -59,7 +63,9 @@ EVENTS: tuple[tuple[Event, dict[str, Any]], ...] = (
     (Event.SNAPSHOT_INVALID, {"generation": 1, "reason": "store default: full"}),
     (Event.CLOSED, {}),
 )
-DEFINITION = StoreDefinition(1, "default", "file", str(STORE), 1 << 30, ("/var/lib/stillpoint/stores/default.store",))
+DEFINITION = StoreDefinition(
+    1, "default", "file", str(STORE), 1 << 30, ("/var/lib/stillpoint/stores/default.store",), "hash"
+)
 
 
 def _superblock(folder: Path) -> bytes:
@@ -81,12 +87,27 @@ def _shared_header(folder: Path) -> bytes:
     return (folder / "header").read_bytes()[:128]
 
 
-def _association_map(folder: Path) -> bytes:
-    records = ArrayMap.create(folder / "map", generation=4, block_count=10)
-    records.put(2, (3 << 48) | 8208, 1)
-    records.put(9, 1, 0)
+def _association_map(form: str, folder: Path) -> bytes:
+    records: AssociationMap = create_map(form, folder / "map", generation=4, block_count=10)
+    for block, address, born in ((9, 1, 0), (2, (3 << 48) | 8208, 1)):
+        records.put_many(np.array([block]), np.array([address], dtype=np.uint64), np.array([born], dtype=np.uint32))
     records.close()
-    return (folder / "map").read_bytes()[:64]
+    data = (folder / "map").read_bytes()
+    return data[:64] if form == "array" else _listing(data)
+
+
+def _listing(data: bytes) -> bytes:
+    """Those 16 bytes of a sparse file that are not all zeroes, one a line."""
+    rows = ((at, data[at : at + 16]) for at in range(0, len(data), 16))
+    return b"%08x\n" % len(data) + b"".join(b"%08x %s\n" % (at, row.hex().encode()) for at, row in rows if any(row))
+
+
+def _from_listing(listing: bytes) -> bytes:
+    size, *lines = listing.decode().splitlines()
+    data = bytearray(int(size, 16))
+    for at, row in (line.split() for line in lines):
+        data[int(at, 16) : int(at, 16) + 16] = bytes.fromhex(row)
+    return bytes(data)
 
 
 def _birth_map(folder: Path) -> bytes:
@@ -100,12 +121,15 @@ def _stores(folder: Path) -> bytes:
     return store_directory.encode_definitions(2, [DEFINITION])
 
 
-FORMATS = {
+FORMATS: dict[str, Callable[[Path], bytes]] = {
     "superblock.bin": _superblock,
     "batch.bin": _batch,
     "catalog.bin": _catalog,
     "shared_header.bin": _shared_header,
-    "association_map.bin": _association_map,
+    "association_map.bin": functools.partial(_association_map, "array"),
+    "hash_map.txt": functools.partial(_association_map, "hash"),
+    "ordered_map.txt": functools.partial(_association_map, "ordered"),
+    "unordered_map.txt": functools.partial(_association_map, "unordered"),
     "birth_map.bin": _birth_map,
     "stores.json": _stores,
 }
@@ -162,8 +186,23 @@ def test_a_shared_header_is_read_back(tmp_path: Path) -> None:
     assert state.states == {1: SnapshotState.INVALID, 4: SnapshotState.ACTIVE, 5: SnapshotState.CREATING}
 
 
-def test_the_list_of_stores_is_read_back(tmp_path: Path) -> None:
+def test_the_list_of_stores_is_read_back_and_that_of_version_1_too(tmp_path: Path) -> None:
     assert store_directory.read_definitions(FOLDER / "stores.json") == (2, [DEFINITION])
+    before = replace(DEFINITION, map="array")
+    assert store_directory.read_definitions(FOLDER / "stores-1.json") == (2, [before])
+
+
+@pytest.mark.parametrize("form", ["hash", "ordered", "unordered"])
+def test_association_maps_are_read_back(form: str, tmp_path: Path) -> None:
+    path = tmp_path / "map"
+    path.write_bytes(_from_listing((FOLDER / f"{form}_map.txt").read_bytes()))
+    records = open_map(path)
+    found = records.lookup(0, 10)
+    records.close()
+    assert found is not None
+    addresses, born = found
+    assert addresses.tolist() == [0, 0, (3 << 48) | 8208, 0, 0, 0, 0, 0, 0, 1]
+    assert born[[2, 9]].tolist() == [1, 0]
 
 
 if __name__ == "__main__":

@@ -29,6 +29,7 @@ from stillpoint.devices import BlockDevice, Buffer, MemoryDevice
 from tests.support.devices import SECTOR_SIZE, RecordingDevice
 
 STORE_SIZE = 2 << 20
+MAP_FORMS = ("array", "hash", "ordered", "unordered")  # of the durable store, one history each in turn
 
 
 class PowerLoss(BaseException):
@@ -84,8 +85,9 @@ class SteppingDevice(RecordingDevice):
 class World:
     """The machine: its devices, its files, and the moment it dies."""
 
-    def __init__(self, cow: Any, choose: random.Random, *, size: int, block_size: int) -> None:
+    def __init__(self, cow: Any, choose: random.Random, *, size: int, block_size: int, map_form: str) -> None:
         self.cow = cow
+        self.map_form = map_form
         self.choose = choose
         self.folder = Path(tempfile.mkdtemp(prefix="cow-world-", dir=_memory_folder()))
         self.size = size
@@ -127,7 +129,7 @@ class World:
             self.stores = self.cow.StoreDirectory(stores, open_file=lambda definition, create: self.store)
             self._held.append(self.stores)
             if first:
-                self.stores.create("default", kind="file", size=STORE_SIZE)
+                self.stores.create("default", kind="file", size=STORE_SIZE, map_form=self.map_form)
                 self.stores.create("memory", kind="memory", size=STORE_SIZE)
             options = {"boot": lambda: str(self.boot), "executor": InlineExecutor(), "stage_size_max": 1 << 20}
             if first:
@@ -298,6 +300,7 @@ class History:
     def __init__(self, cow: Any, seed: int, *, steps: int = 40, crashes: int = 5) -> None:
         self.cow = cow
         self.choose = random.Random(seed)
+        self.map_form = MAP_FORMS[seed % len(MAP_FORMS)]
         self.steps = steps
         self.crashes = crashes
         self.block_size = self.choose.choice((512, 2048, 4096))
@@ -312,7 +315,8 @@ class History:
         self.displaced = 0
 
     def run(self) -> None:
-        world = World(self.cow, self.choose, size=self.sector_count * SECTOR_SIZE, block_size=self.block_size)
+        size = self.sector_count * SECTOR_SIZE
+        world = World(self.cow, self.choose, size=size, block_size=self.block_size, map_form=self.map_form)
         try:
             with world.files_are_steps():
                 asyncio.run(self._run(world))

@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from standby.cow import open_virtual_device
+from standby.cow.association_forms import FORMS
 from stillpoint.errors import NotFound, SnapshotInvalid
 from tests.support.cow import KIB, MIB, Rig, read, run
 
@@ -43,18 +44,20 @@ def read_until_stopped(folder: Path, seed: int) -> int:
     return 0 if reads > 10 else 2
 
 
-@pytest.mark.parametrize("store", [None, "memory"])
+@pytest.mark.parametrize("kind", ["file", "memory"])
 @pytest.mark.parametrize("block_size", [4 * KIB, 64 * KIB])
-def test_a_reader_sees_one_instant_while_everything_changes(tmp_path: Path, store: str | None, block_size: int) -> None:
+def test_a_reader_sees_one_instant_while_everything_changes(tmp_path: Path, kind: str, block_size: int) -> None:
     async def main() -> None:
         choose = random.Random(7)
         rig = Rig(tmp_path, size=8 * MIB, block_size=block_size, store_size=256 * MIB)
-        rig.stores.create("memory", kind="memory", size=256 * MIB)
+        for form in FORMS:
+            paths = [tmp_path / form] if kind == "file" else []
+            rig.stores.create(form, kind=kind, size=256 * MIB, paths=paths, map_form=form)
         pages = [memoryview(choose.randbytes(4 * KIB)) for _ in range(64)]
         for offset in range(0, rig.size, 8 * KIB):
             rig.engine.write(offset, choose.choice(pages))
-        await rig.snapshot("older", store)
-        await rig.snapshot("kept", store)
+        await rig.snapshot("older", "array")
+        await rig.snapshot("kept", "hash")
         (tmp_path / "image").write_bytes(rig.engine.read(0, rig.size))
         (tmp_path / "description").write_text(json.dumps(rig.engine.describe()))
         readers = [_reader(tmp_path, seed) for seed in range(2)]
@@ -68,7 +71,7 @@ def test_a_reader_sees_one_instant_while_everything_changes(tmp_path: Path, stor
             if choose.random() < 0.2:
                 rig.engine.trim(choose.randrange(rig.size // 2), choose.randrange(256 * KIB))
             await rig.engine.commit()
-            await rig.snapshot(f"s{number}", store)
+            await rig.snapshot(f"s{number}", FORMS[number % len(FORMS)])
             if number > 5:
                 victims = [snapshot.name for snapshot in rig.engine.snapshots() if snapshot.name != "kept"]
                 await rig.engine.delete(choose.choice(victims))

@@ -43,15 +43,20 @@ def test_write_during_snapshot_keeps_old_block(tmp_path: Path) -> None:
     run(main)
 
 
-@pytest.mark.parametrize("block_size", [512, 4 * KIB, 64 * KIB, MIB])
+@pytest.mark.parametrize(
+    ("block_size", "form"), [(512, "ordered"), (4 * KIB, "hash"), (64 * KIB, "array"), (MIB, "unordered")]
+)
 @pytest.mark.parametrize("store", [None, "memory"])
 @pytest.mark.parametrize("seed", [1])
-def test_random_life_matches_a_byte_array(tmp_path: Path, block_size: int, store: str | None, seed: int) -> None:
+def test_random_life_matches_a_byte_array(
+    tmp_path: Path, block_size: int, form: str, store: str | None, seed: int
+) -> None:
     async def main() -> None:
         choose = random.Random(seed)
         size = max(MIB, 4 * block_size)
         rig = Rig(tmp_path, size=size, block_size=block_size)
-        rig.stores.create("memory", kind="memory", size=64 * MIB)
+        rig.stores.create("default", kind="file", size=64 * MIB, map_form=form)
+        rig.stores.create("memory", kind="memory", size=64 * MIB, map_form=form)
         truth = bytearray(size)
         shots: dict[str, bytes] = {}
         for number in range(300 if block_size < MIB else 120):
