@@ -61,13 +61,11 @@ class DirtyMap:
                 # Allocated beforehand: a mapped page without space would end the process, not the write.
                 os.posix_fallocate(self._fd, 0, total)
                 sync_folder(path.parent)
-            if os.fstat(self._fd).st_size != total:
+            if os.fstat(self._fd).st_size < total:
                 raise DataCorrupt(f"{path} does not belong to a volume of {size} bytes")
-            self._mapping = mmap.mmap(self._fd, total)
+            self._map()
         except OSError as error:
             raise DeviceError(f"cannot open {path}: {error.strerror}", error.errno or 0) from error
-        self._bytes = memoryview(self._mapping)[_PAGE:]
-        self._array: npt.NDArray[np.uint8] = np.frombuffer(self._mapping, np.uint8, offset=_PAGE)
         self._tag = _DIRTY
         self._singles: list[int] = []
         self._ranges: list[tuple[int, int]] = []
@@ -76,6 +74,38 @@ class DirtyMap:
             self._retag_all(everything=not self._survived(path))
         self.dirty_count = self._count_dirty()
         self._write_header(clean=False)
+
+    def _map(self) -> None:
+        self._mapping = mmap.mmap(self._fd, _PAGE + self._count)
+        self._bytes = memoryview(self._mapping)[_PAGE:]
+        self._array: npt.NDArray[np.uint8] = np.frombuffer(self._mapping, np.uint8, offset=_PAGE)
+
+    def grow(self, size: int) -> None:
+        """For a volume that is about to have `size` bytes; what is new is clean. Durable on return.
+
+        A volume that did not grow after all opens the longer map as its own. Raises DeviceError; nothing changed then.
+        """
+        count = -(-size >> CHUNK_SHIFT)
+        assert count >= self._count
+        if count == self._count:
+            self._volume_size = size
+            return
+        end = _PAGE + self._count
+        try:
+            os.ftruncate(self._fd, end)  # what a growth that was interrupted left there is forgotten
+            os.posix_fallocate(self._fd, end, _PAGE + count - end)
+            os.fsync(self._fd)
+        except OSError as error:
+            raise DeviceError(f"no space for a larger dirty map: {error.strerror}", error.errno or 0) from error
+        self._unmap()
+        self._count, self._volume_size = count, size
+        self._map()
+        self._write_header(clean=False)
+
+    def _unmap(self) -> None:
+        del self._array
+        self._bytes.release()
+        self._mapping.close()
 
     # --- the hot path
 
@@ -203,9 +233,7 @@ class DirtyMap:
         if clean:
             self._mapping.flush()
             self._write_header(clean=True)
-        del self._array
-        self._bytes.release()
-        self._mapping.close()
+        self._unmap()
         os.close(self._fd)
 
     def _survived(self, path: Path) -> bool:
@@ -213,7 +241,7 @@ class DirtyMap:
         if _CRC.unpack(self._mapping[_HEADER.size : _HEADER.size + 4])[0] != crc32(header):
             return False
         magic, version, clean, chunk_size, count, boot = _HEADER.unpack(header)
-        if magic != _MAGIC or version != _VERSION or chunk_size != CHUNK_SIZE or count != self._count:
+        if magic != _MAGIC or version != _VERSION or chunk_size != CHUNK_SIZE or count < self._count:
             raise DataCorrupt(f"{path} is not a dirty map of this volume and version")
         return bool(clean) or boot.decode("ascii", "replace") == boot_id()
 

@@ -110,6 +110,7 @@ class MirroredDevice:
         # The range that a resync is reading just now; a write into it sets `read_disturbed`.
         self.reading: Extent | None = None
         self.read_disturbed = False
+        self.size = device.size  # bytes; set again when the volume has grown on both nodes
         self._device = device
         self._dirty = dirty
         self._executor = executor
@@ -123,10 +124,6 @@ class MirroredDevice:
         self._flush: _Flush | None = None
 
     # --- reading
-
-    @property
-    def size(self) -> int:
-        return self._device.size
 
     def try_read_into(self, offset: int, buffer: memoryview, /) -> bool:
         self.read_bytes += len(buffer)  # here, on the loop, whether or not a thread has to go on

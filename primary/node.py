@@ -191,6 +191,31 @@ class PrimaryNode:
             open_device([folder / "disk.img"], size=size, create=True).close()
         return size
 
+    async def resize_volume(self, name: str, *, size: int) -> Volume:
+        """Grow a volume on both nodes while it is used. Durable on return; asking for the size it has does no harm.
+
+        The mirror grows first: a mirror may be longer than its volume, never shorter. Whatever stops this half way,
+        the volume keeps its old size, and asking again goes on from there.
+        Raises InvalidRequest, PeerUnavailable and what growing a device raises.
+        """
+        async with self._changing:
+            volume = self.volume(name)
+            record = volume.record
+            if size < record.size:
+                raise InvalidRequest(
+                    f"volume {name!r} has {format_size(record.size)}; it can grow, not shrink to {format_size(size)}"
+                )
+            if size % record.block_size or size > _SIZE_MAX:
+                raise InvalidRequest(
+                    f"volume {name!r}: the size must be a multiple of the block size {record.block_size}, "
+                    f"up to {format_size(_SIZE_MAX)}"
+                )
+            await self.standby.resize_mirror(record, size)
+            if size > record.size:
+                await volume.grow(size)
+                logger.info("volume grown", extra={"volume": name, "size": size})
+            return volume
+
     async def delete_volume(self, name: str, *, force: bool) -> None:
         """The volume's file is removed; devices that were named keep their content. The mirror goes too.
 

@@ -17,12 +17,12 @@ import contextlib
 import enum
 import logging
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from concurrent.futures import Executor
 from typing import Protocol
 
 from stillpoint.devices import BlockDevice
-from stillpoint.errors import PeerUnavailable, ProtocolError, StillpointError
+from stillpoint.errors import PeerUnavailable, ProtocolError, Refused, StillpointError
 from stillpoint.extents import Extent
 from stillpoint.link.base import Link
 
@@ -32,6 +32,7 @@ from .mirrored_device import MirroredDevice
 from .record import VolumeRecord
 from .resync import Progress, resync
 from .sender import Sender
+from .verify import Comparison, Verifier
 
 logger = logging.getLogger(__name__)
 
@@ -87,7 +88,9 @@ class Pair:
         self._executor = executor
         self._open_link = open_link
         self._peer_timeout_s = peer_timeout_s
-        self._lost: asyncio.Future[Exception] | None = None
+        self.verified_ns = 0
+        self.mismatch_bytes = 0
+        self._verifying = False
 
     async def run(self) -> None:
         """Until cancelled."""
@@ -186,6 +189,34 @@ class Pair:
             sender.ping()
             if self.state is PairState.IN_SYNC:
                 self._volume.start_background_flush()
+
+    async def verify(self, *, repair: bool, rate: int) -> AsyncGenerator[Comparison, None]:
+        """Compare with the mirror; yields how far it is, and last the whole result.
+
+        repair: send what differs again, by a new session; the iterator ends when that has begun.
+        rate: bytes a second, at most; 0: unlimited. Raises Refused, PeerUnavailable.
+        """
+        sender, name = self.sender, self.record.name
+        if sender is None or self.state is not PairState.IN_SYNC:
+            raise Refused(f"volume {name!r} is not in sync with its mirror; there is nothing to compare yet")
+        if self._verifying:
+            raise Refused(f"volume {name!r} is being compared with its mirror already")
+        self._verifying = True
+        verifier = Verifier(self._device, self._volume, sender, self._executor, rate=rate)
+        try:
+            async for comparison in verifier.run():
+                yield comparison
+        finally:
+            self._verifying = False
+        different = verifier.comparison.different
+        self.verified_ns = time.time_ns()
+        self.mismatch_bytes = 0 if repair else sum(extent.length for extent in different)
+        for extent in different:
+            logger.error("mirror differs", extra={"volume": name, "offset": extent.offset, "length": extent.length})
+            if repair:
+                self._dirty.mark_dirty(extent)
+        if repair and different:
+            sender.end(PeerUnavailable("the mirror differs; what differs is being sent again"))
 
     def _ended(self, lost: asyncio.Future[Exception], error: Exception) -> None:
         if not isinstance(error, StillpointError):

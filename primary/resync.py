@@ -103,7 +103,7 @@ async def _send(
             await _send(device, MappedExtent(part.offset, part.length, hole=False), dirty, volume, sender, executor)
         return
     else:
-        content = await _read(device, extent, volume, executor)
+        content = await read_settled(device, extent, volume, executor)
         sender.write(extent.offset, content, owned=True, flags=RESYNC)
     dirty.sent(extent)
     sender.push()
@@ -113,7 +113,7 @@ def _still_hole(device: BlockDevice, extent: Extent) -> bool:
     return all(mapped.hole for mapped in device.extents(extent.offset, extent.length))
 
 
-async def _read(device: BlockDevice, extent: Extent, volume: MirroredDevice, executor: Executor) -> memoryview:
+async def read_settled(device: BlockDevice, extent: Extent, volume: MirroredDevice, executor: Executor) -> memoryview:
     """The newest content, as of the turn of the loop in which this returns."""
     content = uninitialised(extent.length)
     if device.try_read_into(extent.offset, content):

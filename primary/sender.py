@@ -14,7 +14,16 @@ from collections.abc import Callable
 
 from stillpoint.errors import PeerUnavailable, ProtocolError
 from stillpoint.link.base import Link
-from stillpoint.link.frames import MAX_PAYLOAD_SIZE, RESYNC, WRITE, FrameType, Watermarks, encode_header, read_frames
+from stillpoint.link.frames import (
+    MAX_PAYLOAD_SIZE,
+    RESYNC,
+    WRITE,
+    FrameType,
+    Verdict,
+    Watermarks,
+    encode_header,
+    read_frames,
+)
 
 
 class Sender:
@@ -42,6 +51,7 @@ class Sender:
         self._batches: deque[tuple[int, int]] = deque()  # (last sequence, bytes sent up to it), oldest first
         self.heard_at = self._loop.time()
         self.adopted = asyncio.Event()  # the standby has made the session durable and taken the link
+        self.verdicts: Callable[[int, int, Verdict], None] | None = None
         self._ended = False
         self._moved = asyncio.Event()
 
@@ -83,6 +93,13 @@ class Sender:
     def resync_end(self) -> int:
         """Acknowledged, as flushed, once the standby has made durable that its mirror is the volume."""
         return self._command(FrameType.RESYNC_END, flags=RESYNC)
+
+    def verify(self, offset: int, length: int, digest: bytes) -> None:
+        """Ask whether the mirror, with all that was sent before, has this content; `verdicts` is told."""
+        assert self._link is not None
+        header = encode_header(FrameType.VERIFY, 0, self._epoch, self.session, 0, offset, length, digest)
+        self._link.send_owned(header, digest)
+        self._link.flush()
 
     def ping(self) -> None:
         if self._link is not None and not self._ended:
@@ -141,6 +158,8 @@ class Sender:
             if (epoch, session) != (self._epoch, self.session):
                 raise ProtocolError("an acknowledgement of another session")
             self._advance(Watermarks.decode(payload))
+        elif kind == FrameType.VERIFIED and self.verdicts is not None:
+            self.verdicts(offset, length, Verdict(flags))
         elif kind == FrameType.ERROR:
             raise PeerUnavailable(f"the standby ended the link: {bytes(payload).decode('utf-8', 'replace')}")
         elif kind != FrameType.PONG:

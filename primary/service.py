@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import time
+from collections.abc import AsyncIterator
+
 import grpc
 
 from stillpoint.errors import InvalidRequest
@@ -12,7 +16,10 @@ from stillpoint.wire.v1 import common_pb2, primary_pb2, primary_pb2_grpc
 from .mirrored_device import AckMode
 from .node import PrimaryNode
 from .pair import PairState
+from .verify import Comparison
 from .volume import Volume
+
+_PROGRESS_S = 0.2  # between two messages of a stream
 
 SERVICE_NAME = "stillpoint.wire.v1.PrimaryService"
 
@@ -60,6 +67,10 @@ class PrimaryService(primary_pb2_grpc.PrimaryServiceServicer):
         return primary_pb2.VolumeList(volumes=self._volumes())
 
     @answers
+    async def ResizeVolume(self, request: primary_pb2.ResizeVolumeRequest, context: Context) -> primary_pb2.Volume:
+        return describe(await self._node.resize_volume(request.name, size=request.size), self._node)
+
+    @answers
     async def DeleteVolume(self, request: primary_pb2.DeleteVolumeRequest, context: Context) -> common_pb2.Empty:
         await self._node.delete_volume(request.name, force=request.force)
         return common_pb2.Empty()
@@ -76,6 +87,25 @@ class PrimaryService(primary_pb2_grpc.PrimaryServiceServicer):
         return common_pb2.Empty()
 
     @answers
+    async def VerifyMirror(
+        self, request: primary_pb2.VerifyMirrorRequest, context: Context
+    ) -> AsyncIterator[primary_pb2.VerifyEvent]:
+        pair = self._node.volume(request.volume).pair
+        comparison, told_at = Comparison(0), 0.0
+        async with contextlib.aclosing(pair.verify(repair=request.repair, rate=request.rate)) as steps:
+            async for comparison in steps:
+                if time.monotonic() - told_at > _PROGRESS_S:
+                    told_at = time.monotonic()
+                    yield primary_pb2.VerifyEvent(progress=_progress(comparison, done=False))
+        yield primary_pb2.VerifyEvent(
+            progress=_progress(comparison, done=True),
+            offsets=[extent.offset for extent in comparison.different],
+            lengths=[extent.length for extent in comparison.different],
+            undecided_bytes=sum(extent.length for extent in comparison.undecided),
+            repaired=request.repair and bool(comparison.different),
+        )
+
+    @answers
     async def GetStatus(self, request: common_pb2.Empty, context: Context) -> primary_pb2.PrimaryStatus:
         return primary_pb2.PrimaryStatus(
             info=node_info("primary"),
@@ -86,6 +116,16 @@ class PrimaryService(primary_pb2_grpc.PrimaryServiceServicer):
 
     def _volumes(self) -> list[primary_pb2.Volume]:
         return [describe(volume, self._node) for _, volume in sorted(self._node.volumes.items())]
+
+
+def _progress(comparison: Comparison, *, done: bool) -> common_pb2.Progress:
+    return common_pb2.Progress(
+        phase="verify",
+        done_bytes=comparison.done_bytes,
+        total_bytes=comparison.total_bytes,
+        moved_bytes=comparison.done_bytes,
+        done=done,
+    )
 
 
 def describe(volume: Volume, node: PrimaryNode) -> primary_pb2.Volume:
@@ -115,5 +155,7 @@ def describe(volume: Volume, node: PrimaryNode) -> primary_pb2.Volume:
             carrier=node.standby.carrier.value,
             detail=pair.detail,
             session=record.session,
+            verified_ns=pair.verified_ns,
+            mismatch_bytes=pair.mismatch_bytes,
         ),
     )

@@ -25,6 +25,7 @@ from .record import VolumeRecord
 from .sender import Sender
 
 _TIMEOUT_S = 10.0
+_RESIZE_TIMEOUT_S = 300.0  # what is newly used of a disk is zeroed first
 
 
 class StandbyClient:
@@ -58,6 +59,13 @@ class StandbyClient:
                     device_paths=device_paths,
                 ),
                 timeout=_TIMEOUT_S,
+            )
+
+    async def resize_mirror(self, record: VolumeRecord, size: int) -> None:
+        async with self._errors():
+            await self._stub.ResizeMirror(
+                standby_pb2.ResizeMirrorRequest(volume=record.name, volume_uuid=record.uuid, size=size),
+                timeout=_RESIZE_TIMEOUT_S,
             )
 
     async def delete_mirror(self, record: VolumeRecord, *, force: bool) -> None:

@@ -51,10 +51,27 @@ class Volume:
             standby.open_link,
             peer_timeout_s=config.standby.peer_timeout_s,
         )
+        self._executor = executor
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
         self._task = asyncio.create_task(self.pair.run(), name=f"pair {self.record.name}")
+
+    async def grow(self, size: int) -> None:
+        """Show `size` bytes to clients that connect from now on; the mirror has grown already. Durable on return.
+
+        The new bytes are zeroes here as they are there, so the pair stays in sync. The record comes last: until it is
+        saved, a restart opens the volume with its old size, whatever device and dirty map have become.
+        Raises what the device raises; the volume keeps its size then.
+        """
+        loop = asyncio.get_running_loop()
+        if self.device.size < size:  # not after an attempt that failed later
+            await loop.run_in_executor(self._executor, self.device.resize, size)
+            await loop.run_in_executor(self._executor, self.device.flush)
+        self.dirty.grow(size)
+        self.record.size = size
+        self.record.save()
+        self.export.size = size
 
     async def close(self) -> None:
         """After its clients are gone: flush both nodes, end the session, mark the map clean.

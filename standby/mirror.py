@@ -9,10 +9,12 @@ Invariants
 
 from __future__ import annotations
 
+import asyncio
 import enum
 import logging
 import time
 from collections.abc import Callable
+from concurrent.futures import Executor
 from pathlib import Path
 from typing import Any
 
@@ -39,10 +41,14 @@ class Mirror:
     """Everything runs on the loop."""
 
     def __init__(
-        self, record: MirrorRecord, open_engine: Callable[[MirrorRecord, BlockDevice], SnapshotEngine]
+        self,
+        record: MirrorRecord,
+        open_engine: Callable[[MirrorRecord, BlockDevice], SnapshotEngine],
+        executor: Executor,
     ) -> None:
-        """Raises what opening its device and engine raises."""
+        """executor: for reads that wait for the disk. Raises what opening its device and engine raises."""
         self.record = record
+        self.executor = executor
         self.device: BlockDevice = open_device([Path(path) for path in record.device_paths], size=record.size)
         try:
             if self.device.size != record.size:
@@ -66,8 +72,8 @@ class Mirror:
         record = self.record
         if volume_uuid != record.volume_uuid:
             raise Refused(f"mirror {record.volume} belongs to another volume of that name (uuid {record.volume_uuid})")
-        if size != record.size:
-            raise InvalidRequest(f"mirror {record.volume} has {record.size} bytes, the volume {size}")
+        if size > self.engine.size:  # it may be longer, when the volume is being grown
+            raise InvalidRequest(f"mirror {record.volume} has {self.engine.size} bytes, the volume {size}")
         if epoch < record.epoch:
             raise FencedError(f"mirror {record.volume} is at epoch {record.epoch}; this primary is at {epoch}")
         if self.state is MirrorState.FAILED:
@@ -132,6 +138,24 @@ class Mirror:
         if state is not self.state:
             self.since_ns = time.time_ns()
         self.state, self.detail = state, detail
+
+    async def grow(self, size: int) -> None:
+        """Make room for a volume that is about to have `size` bytes. Durable on return.
+
+        Device, record, engine, in this order: a record never names more than the device holds, nor an engine more than
+        the record, so a restart finds what it can open, and asking again goes on from there. What the volume has not
+        grown into yet is not written to.
+        Raises InvalidRequest, Refused, DeviceError.
+        """
+        record, engine = self.record, self.engine
+        if size < engine.size or size % engine.block_size:
+            raise InvalidRequest(f"mirror {record.volume} has {engine.size} bytes; it cannot become {size}")
+        if self.device.size < size:
+            await asyncio.get_running_loop().run_in_executor(None, self.device.resize, size)
+        if record.size < size:
+            record.size = size
+            record.save()
+        await engine.resize(size)
 
     def check_snapshot(self) -> None:
         """Raises Refused when the mirror is not a state that the volume had."""

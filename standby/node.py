@@ -65,7 +65,7 @@ class StandbyNode:
                 shutil.rmtree(folder)
                 continue
             record = MirrorRecord.load(folder)
-            self.mirrors[record.volume] = Mirror(record, self._open_engine)
+            self.mirrors[record.volume] = Mirror(record, self._open_engine, self.executor)
             logger.info("mirror open", extra={"volume": record.volume, "size": record.size})
         address = self.config.listen.data_link
         self._listener = DataLinkListener(listen_tcp(address.host, address.port), self.tokens)
@@ -142,7 +142,7 @@ class StandbyNode:
                 created_ns=time.time_ns(),
                 blank=not device_paths,  # a device that was named may hold anything
             )
-            mirror = Mirror(record, self._open_engine)
+            mirror = Mirror(record, self._open_engine, self.executor)
             record.save()
         except BaseException:
             shutil.rmtree(folder, ignore_errors=True)
@@ -173,6 +173,16 @@ class StandbyNode:
                 f"too small for {format_size(size)}"
             )
         return paths
+
+    async def resize_mirror(self, volume: str, *, volume_uuid: str, size: int) -> Mirror:
+        """Grow a mirror, with its snapshots alive. Durable on return; a size it has already does no harm."""
+        mirror = self.mirror(volume)
+        if mirror.record.volume_uuid != volume_uuid:
+            raise Refused(f"the standby's mirror of {volume!r} belongs to another volume of that name")
+        await mirror.grow(size)
+        await self._publish(volume)
+        logger.info("mirror grown", extra={"volume": volume, "size": size})
+        return mirror
 
     async def delete_mirror(self, volume: str, *, volume_uuid: str, force: bool) -> None:
         mirror = self.mirror(volume)

@@ -15,7 +15,19 @@ from typing import TYPE_CHECKING
 
 from stillpoint.errors import DeviceError, FencedError, ProtocolError, StillpointError
 from stillpoint.link.base import Link
-from stillpoint.link.frames import FLUSH, TRIM, WRITE, ZERO, FrameType, Watermarks, encode_header, read_frames
+from stillpoint.link.frames import (
+    FLUSH,
+    TRIM,
+    WRITE,
+    ZERO,
+    FrameType,
+    Verdict,
+    Watermarks,
+    encode_header,
+    read_frames,
+)
+
+from .comparer import Comparer
 
 if TYPE_CHECKING:
     from .mirror import Mirror
@@ -41,6 +53,7 @@ class MirrorReceiver:
         self._flush_wanted = 0  # the last FLUSH received
         self._resync_end = 0  # the sequence of a RESYNC_END not yet answered
         self._blank = mirror.record.blank
+        self._comparer = Comparer(mirror.engine, mirror.device, mirror.executor, self._answer)
         self._flushing: asyncio.Task[None] | None = None
         self._committing: asyncio.Task[None] | None = None
         self._stage_timer: asyncio.TimerHandle | None = None
@@ -82,6 +95,9 @@ class MirrorReceiver:
             self._link.send_owned(encode_header(FrameType.PONG, 0, epoch, session, 0, 0, 0))
             self._link.flush()
             return False
+        if kind == FrameType.VERIFY:
+            self._comparer.ask(offset, length, bytes(payload))
+            return False
         if sequence != self.sequence + 1:
             raise ProtocolError(f"frame {sequence} follows frame {self.sequence}")
         try:
@@ -96,6 +112,8 @@ class MirrorReceiver:
         return False
 
     def _apply(self, kind: int, offset: int, length: int, payload: memoryview) -> None:
+        if length and self._comparer.busy:
+            self._comparer.changed(offset, length)
         if kind == WRITE:
             if self._blank:
                 self._no_longer_blank()
@@ -123,6 +141,7 @@ class MirrorReceiver:
     def drained(self) -> None: ...
 
     def closed(self, error: Exception | None) -> None:
+        self._comparer.stop()
         if error is not None and not self._ended:
             self._reason = str(error) or type(error).__name__
         self._ended = True
@@ -133,6 +152,7 @@ class MirrorReceiver:
 
     async def end(self, reason: str) -> None:
         """Take nothing more; wait for what is running. The mirror is told."""
+        self._comparer.stop()
         if not self._ended:
             self._reason = reason
             self._ended = True
@@ -144,6 +164,12 @@ class MirrorReceiver:
             self._mirror.session_ended(self._reason)
 
     # --- acknowledging, flushing, committing
+
+    def _answer(self, offset: int, length: int, verdict: Verdict) -> None:
+        if not self._ended:
+            header = encode_header(FrameType.VERIFIED, verdict, self._epoch, self._session, 0, offset, length)
+            self._link.send_owned(header)
+            self._link.flush()
 
     def _acknowledge(self) -> None:
         watermarks = Watermarks(self.sequence, self.sequence, self.flushed_sequence).encode()

@@ -59,6 +59,11 @@ class StandbyService(standby_pb2_grpc.StandbyServiceServicer):
         return describe_mirror(mirror)
 
     @answers
+    async def ResizeMirror(self, request: standby_pb2.ResizeMirrorRequest, context: Context) -> standby_pb2.Mirror:
+        mirror = await self._node.resize_mirror(request.volume, volume_uuid=request.volume_uuid, size=request.size)
+        return describe_mirror(mirror)
+
+    @answers
     async def DeleteMirror(self, request: standby_pb2.DeleteMirrorRequest, context: Context) -> common_pb2.Empty:
         await self._node.delete_mirror(request.volume, volume_uuid=request.volume_uuid, force=request.force)
         return common_pb2.Empty()

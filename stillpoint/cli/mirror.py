@@ -7,8 +7,8 @@ from typing import Any
 import click
 
 from ..config import format_size
-from ..wire.v1 import common_pb2, standby_pb2
-from .command import Group, Invocation, asynchronous, pass_invocation
+from ..wire.v1 import common_pb2, primary_pb2, standby_pb2
+from .command import Group, Invocation, asynchronous, pass_invocation, size
 from .output import enum_word, format_age, iso_time
 
 
@@ -84,3 +84,47 @@ async def status(invocation: Invocation) -> None:
     for each in mirrors:
         if each.detail:
             invocation.output.line(f"{each.volume}: {each.detail}")
+
+
+@mirror.command()
+@click.argument("volume")
+@click.option("--repair", is_flag=True, help="Send what differs again; the primary's copy counts.")
+@click.option("--rate", type=size, metavar="SIZE", help="Bytes a second, at most.")
+@pass_invocation
+@asynchronous
+async def verify(invocation: Invocation, volume: str, repair: bool, rate: int | None) -> None:
+    """Compare a volume with its mirror while both are in use.
+
+    Every difference reported is real: each part is compared at one point of
+    the write stream. Exit code 1 when something differs, repaired or not.
+
+    \b
+    Example: standbyctl mirror verify vol1 --rate 200MiB
+    """
+    request = primary_pb2.VerifyMirrorRequest(volume=volume, repair=repair, rate=rate or 0)
+    last = primary_pb2.VerifyEvent()
+    async with invocation.nodes() as nodes:
+        with invocation.output.progress(f"comparing {volume}") as bar:
+            async for last in nodes.primary.stream("VerifyMirror", request, primary_pb2.VerifyEvent):
+                bar.update(last.progress.done_bytes, last.progress.total_bytes)
+    different = sum(last.lengths)
+    if invocation.output.as_json:
+        invocation.output.document(
+            {
+                "volume": volume,
+                "compared_bytes": last.progress.done_bytes,
+                "different": [
+                    {"offset": offset, "length": length}
+                    for offset, length in zip(last.offsets, last.lengths, strict=True)
+                ],
+                "undecided_bytes": last.undecided_bytes,
+                "repaired": last.repaired,
+            }
+        )
+    else:
+        words = f"{format_size(different)} differ" if different else "no difference"
+        words += ", and are being sent again" if last.repaired else ""
+        words += f"; {format_size(last.undecided_bytes)} were never at rest" if last.undecided_bytes else ""
+        invocation.output.line(f"volume {volume}: {format_size(last.progress.done_bytes)} compared, {words}")
+    if different:
+        raise click.exceptions.Exit(1)

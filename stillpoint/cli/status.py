@@ -84,6 +84,11 @@ def find_problems(state: ClusterState, only: str | None = None) -> list[str]:
             problems.append(f"{volume.name}: the primary's device failed: {volume.failure}")
         if volume.pair.state != primary_pb2.PAIR_STATE_IN_SYNC:
             problems.append(_apart(volume))
+        if volume.pair.mismatch_bytes:
+            differs = format_size(volume.pair.mismatch_bytes)
+            problems.append(
+                f"{volume.name}: {differs} of the mirror DIFFER; `standbyctl mirror verify {volume.name} --repair`"
+            )
     mirrored = {volume.name for volume in state.volumes(only)}
     for mirror in state.mirrors(only):
         if mirror.state == standby_pb2.MIRROR_STATE_FAILED:

@@ -18,6 +18,7 @@ from .output import enum_word, format_age, iso_time
 
 # A blank pair is in sync within moments; a longer copy goes on by itself and `status --watch` shows it.
 SYNC_WAIT_S = 10.0
+RESIZE_TIMEOUT_S = 600.0  # what is newly used of a disk is zeroed first
 
 _MODES = {
     "async": primary_pb2.ACK_MODE_ASYNC,
@@ -52,6 +53,8 @@ def pair_document(pair: primary_pb2.Pair) -> dict[str, Any]:
         "resync_bytes_per_s": pair.resync_rate,
         "carrier": pair.carrier,
         "session": pair.session,
+        "verified": iso_time(pair.verified_ns),
+        "mismatch_bytes": pair.mismatch_bytes,
     }
 
 
@@ -236,6 +239,28 @@ async def show(invocation: Invocation, name: str) -> None:
             ("created", iso_time(shown.created_ns) or "-"),
         ]
     )
+
+
+@volume.command()
+@click.argument("name")
+@click.option("--size", type=size_type, required=True, help="The new size, such as 20GiB.")
+@pass_invocation
+@asynchronous
+async def resize(invocation: Invocation, name: str, size: int) -> None:
+    """Grow a volume and its mirror, while both are in use. Snapshots keep the size they were taken with.
+
+    The new space reads as zeroes. Clients that are connected see it when they connect again.
+
+    \b
+    Example: standbyctl volume resize vol1 --size 20GiB
+    """
+    async with invocation.nodes() as nodes:
+        request = primary_pb2.ResizeVolumeRequest(name=name, size=size)
+        grown = await nodes.primary.call("ResizeVolume", request, primary_pb2.Volume, timeout_s=RESIZE_TIMEOUT_S)
+    if invocation.output.as_json:
+        invocation.output.document(volume_document(grown))
+    else:
+        invocation.output.line(f"volume {name} has {format_size(grown.size)}")
 
 
 @volume.command()

@@ -56,6 +56,16 @@ class FrameType(enum.IntEnum):
     PING = 9
     PONG = 10
     ERROR = 11  # payload: one line of text; the sender closes the link
+    VERIFY = 12  # payload: the digest of the range at this point of the stream; none: the range reads as zeroes
+    VERIFIED = 13  # the range, and in flags a `Verdict`
+
+
+class Verdict(enum.IntEnum):
+    """What the standby says of a range that it was asked to compare."""
+
+    SAME = 0
+    DIFFERENT = 1
+    UNKNOWN = 2  # it was written to while it was read; ask again
 
 
 # Plain ints for the hot path: an IntEnum comparison costs more than the rest of the dispatch.

@@ -52,6 +52,14 @@ class GetVolumeRequest(_message.Message):
     name: str
     def __init__(self, name: _Optional[str] = ...) -> None: ...
 
+class ResizeVolumeRequest(_message.Message):
+    __slots__ = ("name", "size")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    SIZE_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    size: int
+    def __init__(self, name: _Optional[str] = ..., size: _Optional[int] = ...) -> None: ...
+
 class DeleteVolumeRequest(_message.Message):
     __slots__ = ("name", "force")
     NAME_FIELD_NUMBER: _ClassVar[int]
@@ -75,7 +83,7 @@ class FreezeId(_message.Message):
     def __init__(self, id: _Optional[str] = ...) -> None: ...
 
 class Pair(_message.Message):
-    __slots__ = ("state", "since_ns", "dirty_bytes", "unflushed_bytes", "in_flight_bytes", "resync_done_bytes", "resync_total_bytes", "resync_rate", "carrier", "detail", "session")
+    __slots__ = ("state", "since_ns", "dirty_bytes", "unflushed_bytes", "in_flight_bytes", "resync_done_bytes", "resync_total_bytes", "resync_rate", "carrier", "detail", "session", "verified_ns", "mismatch_bytes")
     STATE_FIELD_NUMBER: _ClassVar[int]
     SINCE_NS_FIELD_NUMBER: _ClassVar[int]
     DIRTY_BYTES_FIELD_NUMBER: _ClassVar[int]
@@ -87,6 +95,8 @@ class Pair(_message.Message):
     CARRIER_FIELD_NUMBER: _ClassVar[int]
     DETAIL_FIELD_NUMBER: _ClassVar[int]
     SESSION_FIELD_NUMBER: _ClassVar[int]
+    VERIFIED_NS_FIELD_NUMBER: _ClassVar[int]
+    MISMATCH_BYTES_FIELD_NUMBER: _ClassVar[int]
     state: PairState
     since_ns: int
     dirty_bytes: int
@@ -98,7 +108,9 @@ class Pair(_message.Message):
     carrier: str
     detail: str
     session: int
-    def __init__(self, state: _Optional[_Union[PairState, str]] = ..., since_ns: _Optional[int] = ..., dirty_bytes: _Optional[int] = ..., unflushed_bytes: _Optional[int] = ..., in_flight_bytes: _Optional[int] = ..., resync_done_bytes: _Optional[int] = ..., resync_total_bytes: _Optional[int] = ..., resync_rate: _Optional[int] = ..., carrier: _Optional[str] = ..., detail: _Optional[str] = ..., session: _Optional[int] = ...) -> None: ...
+    verified_ns: int
+    mismatch_bytes: int
+    def __init__(self, state: _Optional[_Union[PairState, str]] = ..., since_ns: _Optional[int] = ..., dirty_bytes: _Optional[int] = ..., unflushed_bytes: _Optional[int] = ..., in_flight_bytes: _Optional[int] = ..., resync_done_bytes: _Optional[int] = ..., resync_total_bytes: _Optional[int] = ..., resync_rate: _Optional[int] = ..., carrier: _Optional[str] = ..., detail: _Optional[str] = ..., session: _Optional[int] = ..., verified_ns: _Optional[int] = ..., mismatch_bytes: _Optional[int] = ...) -> None: ...
 
 class Volume(_message.Message):
     __slots__ = ("name", "uuid", "size", "block_size", "mode", "device_paths", "pair", "clients", "created_ns", "read_bytes", "written_bytes", "failure")
@@ -127,6 +139,30 @@ class Volume(_message.Message):
     written_bytes: int
     failure: str
     def __init__(self, name: _Optional[str] = ..., uuid: _Optional[str] = ..., size: _Optional[int] = ..., block_size: _Optional[int] = ..., mode: _Optional[_Union[AckMode, str]] = ..., device_paths: _Optional[_Iterable[str]] = ..., pair: _Optional[_Union[Pair, _Mapping]] = ..., clients: _Optional[int] = ..., created_ns: _Optional[int] = ..., read_bytes: _Optional[int] = ..., written_bytes: _Optional[int] = ..., failure: _Optional[str] = ...) -> None: ...
+
+class VerifyMirrorRequest(_message.Message):
+    __slots__ = ("volume", "repair", "rate")
+    VOLUME_FIELD_NUMBER: _ClassVar[int]
+    REPAIR_FIELD_NUMBER: _ClassVar[int]
+    RATE_FIELD_NUMBER: _ClassVar[int]
+    volume: str
+    repair: bool
+    rate: int
+    def __init__(self, volume: _Optional[str] = ..., repair: bool = ..., rate: _Optional[int] = ...) -> None: ...
+
+class VerifyEvent(_message.Message):
+    __slots__ = ("progress", "offsets", "lengths", "repaired", "undecided_bytes")
+    PROGRESS_FIELD_NUMBER: _ClassVar[int]
+    OFFSETS_FIELD_NUMBER: _ClassVar[int]
+    LENGTHS_FIELD_NUMBER: _ClassVar[int]
+    REPAIRED_FIELD_NUMBER: _ClassVar[int]
+    UNDECIDED_BYTES_FIELD_NUMBER: _ClassVar[int]
+    progress: _common_pb2.Progress
+    offsets: _containers.RepeatedScalarFieldContainer[int]
+    lengths: _containers.RepeatedScalarFieldContainer[int]
+    repaired: bool
+    undecided_bytes: int
+    def __init__(self, progress: _Optional[_Union[_common_pb2.Progress, _Mapping]] = ..., offsets: _Optional[_Iterable[int]] = ..., lengths: _Optional[_Iterable[int]] = ..., repaired: bool = ..., undecided_bytes: _Optional[int] = ...) -> None: ...
 
 class VolumeList(_message.Message):
     __slots__ = ("volumes",)

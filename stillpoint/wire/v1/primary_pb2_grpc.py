@@ -51,6 +51,11 @@ class PrimaryServiceStub(object):
                 request_serializer=stillpoint_dot_wire_dot_v1_dot_common__pb2.Empty.SerializeToString,
                 response_deserializer=stillpoint_dot_wire_dot_v1_dot_primary__pb2.VolumeList.FromString,
                 _registered_method=True)
+        self.ResizeVolume = channel.unary_unary(
+                '/stillpoint.wire.v1.PrimaryService/ResizeVolume',
+                request_serializer=stillpoint_dot_wire_dot_v1_dot_primary__pb2.ResizeVolumeRequest.SerializeToString,
+                response_deserializer=stillpoint_dot_wire_dot_v1_dot_primary__pb2.Volume.FromString,
+                _registered_method=True)
         self.DeleteVolume = channel.unary_unary(
                 '/stillpoint.wire.v1.PrimaryService/DeleteVolume',
                 request_serializer=stillpoint_dot_wire_dot_v1_dot_primary__pb2.DeleteVolumeRequest.SerializeToString,
@@ -65,6 +70,11 @@ class PrimaryServiceStub(object):
                 '/stillpoint.wire.v1.PrimaryService/Thaw',
                 request_serializer=stillpoint_dot_wire_dot_v1_dot_primary__pb2.FreezeId.SerializeToString,
                 response_deserializer=stillpoint_dot_wire_dot_v1_dot_common__pb2.Empty.FromString,
+                _registered_method=True)
+        self.VerifyMirror = channel.unary_stream(
+                '/stillpoint.wire.v1.PrimaryService/VerifyMirror',
+                request_serializer=stillpoint_dot_wire_dot_v1_dot_primary__pb2.VerifyMirrorRequest.SerializeToString,
+                response_deserializer=stillpoint_dot_wire_dot_v1_dot_primary__pb2.VerifyEvent.FromString,
                 _registered_method=True)
         self.GetStatus = channel.unary_unary(
                 '/stillpoint.wire.v1.PrimaryService/GetStatus',
@@ -96,6 +106,13 @@ class PrimaryServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ResizeVolume(self, request, context):
+        """Grows it and its mirror while both are in use; the new bytes are zeroes. Its present size is no error.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def DeleteVolume(self, request, context):
         """Refused while a client is connected to it, and while the mirror holds snapshots, unless force is set.
         """
@@ -113,6 +130,14 @@ class PrimaryServiceServicer(object):
 
     def Thaw(self, request, context):
         """FAILED_PRECONDITION when the freeze had ended before: what was done under it is not quiesced.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def VerifyMirror(self, request, context):
+        """Compares the volume with its mirror while both are in use; each part is compared at one point of the write stream,
+        so that every difference reported is real. With repair, what differs is sent again.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -142,6 +167,11 @@ def add_PrimaryServiceServicer_to_server(servicer, server):
                     request_deserializer=stillpoint_dot_wire_dot_v1_dot_common__pb2.Empty.FromString,
                     response_serializer=stillpoint_dot_wire_dot_v1_dot_primary__pb2.VolumeList.SerializeToString,
             ),
+            'ResizeVolume': grpc.unary_unary_rpc_method_handler(
+                    servicer.ResizeVolume,
+                    request_deserializer=stillpoint_dot_wire_dot_v1_dot_primary__pb2.ResizeVolumeRequest.FromString,
+                    response_serializer=stillpoint_dot_wire_dot_v1_dot_primary__pb2.Volume.SerializeToString,
+            ),
             'DeleteVolume': grpc.unary_unary_rpc_method_handler(
                     servicer.DeleteVolume,
                     request_deserializer=stillpoint_dot_wire_dot_v1_dot_primary__pb2.DeleteVolumeRequest.FromString,
@@ -156,6 +186,11 @@ def add_PrimaryServiceServicer_to_server(servicer, server):
                     servicer.Thaw,
                     request_deserializer=stillpoint_dot_wire_dot_v1_dot_primary__pb2.FreezeId.FromString,
                     response_serializer=stillpoint_dot_wire_dot_v1_dot_common__pb2.Empty.SerializeToString,
+            ),
+            'VerifyMirror': grpc.unary_stream_rpc_method_handler(
+                    servicer.VerifyMirror,
+                    request_deserializer=stillpoint_dot_wire_dot_v1_dot_primary__pb2.VerifyMirrorRequest.FromString,
+                    response_serializer=stillpoint_dot_wire_dot_v1_dot_primary__pb2.VerifyEvent.SerializeToString,
             ),
             'GetStatus': grpc.unary_unary_rpc_method_handler(
                     servicer.GetStatus,
@@ -256,6 +291,33 @@ class PrimaryService(object):
             _registered_method=True)
 
     @staticmethod
+    def ResizeVolume(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/stillpoint.wire.v1.PrimaryService/ResizeVolume',
+            stillpoint_dot_wire_dot_v1_dot_primary__pb2.ResizeVolumeRequest.SerializeToString,
+            stillpoint_dot_wire_dot_v1_dot_primary__pb2.Volume.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
     def DeleteVolume(request,
             target,
             options=(),
@@ -326,6 +388,33 @@ class PrimaryService(object):
             '/stillpoint.wire.v1.PrimaryService/Thaw',
             stillpoint_dot_wire_dot_v1_dot_primary__pb2.FreezeId.SerializeToString,
             stillpoint_dot_wire_dot_v1_dot_common__pb2.Empty.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def VerifyMirror(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/stillpoint.wire.v1.PrimaryService/VerifyMirror',
+            stillpoint_dot_wire_dot_v1_dot_primary__pb2.VerifyMirrorRequest.SerializeToString,
+            stillpoint_dot_wire_dot_v1_dot_primary__pb2.VerifyEvent.FromString,
             options,
             channel_credentials,
             insecure,

@@ -55,6 +55,16 @@ class CreateMirrorRequest(_message.Message):
     device_paths: _containers.RepeatedScalarFieldContainer[str]
     def __init__(self, volume: _Optional[str] = ..., volume_uuid: _Optional[str] = ..., size: _Optional[int] = ..., block_size: _Optional[int] = ..., device_paths: _Optional[_Iterable[str]] = ...) -> None: ...
 
+class ResizeMirrorRequest(_message.Message):
+    __slots__ = ("volume", "volume_uuid", "size")
+    VOLUME_FIELD_NUMBER: _ClassVar[int]
+    VOLUME_UUID_FIELD_NUMBER: _ClassVar[int]
+    SIZE_FIELD_NUMBER: _ClassVar[int]
+    volume: str
+    volume_uuid: str
+    size: int
+    def __init__(self, volume: _Optional[str] = ..., volume_uuid: _Optional[str] = ..., size: _Optional[int] = ...) -> None: ...
+
 class DeleteMirrorRequest(_message.Message):
     __slots__ = ("volume", "volume_uuid", "force")
     VOLUME_FIELD_NUMBER: _ClassVar[int]

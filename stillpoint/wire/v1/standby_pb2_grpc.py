@@ -41,6 +41,11 @@ class StandbyServiceStub(object):
                 request_serializer=stillpoint_dot_wire_dot_v1_dot_standby__pb2.CreateMirrorRequest.SerializeToString,
                 response_deserializer=stillpoint_dot_wire_dot_v1_dot_standby__pb2.Mirror.FromString,
                 _registered_method=True)
+        self.ResizeMirror = channel.unary_unary(
+                '/stillpoint.wire.v1.StandbyService/ResizeMirror',
+                request_serializer=stillpoint_dot_wire_dot_v1_dot_standby__pb2.ResizeMirrorRequest.SerializeToString,
+                response_deserializer=stillpoint_dot_wire_dot_v1_dot_standby__pb2.Mirror.FromString,
+                _registered_method=True)
         self.DeleteMirror = channel.unary_unary(
                 '/stillpoint.wire.v1.StandbyService/DeleteMirror',
                 request_serializer=stillpoint_dot_wire_dot_v1_dot_standby__pb2.DeleteMirrorRequest.SerializeToString,
@@ -119,6 +124,13 @@ class StandbyServiceServicer(object):
 
     def CreateMirror(self, request, context):
         """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ResizeMirror(self, request, context):
+        """For a volume that is about to grow: the mirror grows first. Its present size is no error.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
@@ -220,6 +232,11 @@ def add_StandbyServiceServicer_to_server(servicer, server):
                     request_deserializer=stillpoint_dot_wire_dot_v1_dot_standby__pb2.CreateMirrorRequest.FromString,
                     response_serializer=stillpoint_dot_wire_dot_v1_dot_standby__pb2.Mirror.SerializeToString,
             ),
+            'ResizeMirror': grpc.unary_unary_rpc_method_handler(
+                    servicer.ResizeMirror,
+                    request_deserializer=stillpoint_dot_wire_dot_v1_dot_standby__pb2.ResizeMirrorRequest.FromString,
+                    response_serializer=stillpoint_dot_wire_dot_v1_dot_standby__pb2.Mirror.SerializeToString,
+            ),
             'DeleteMirror': grpc.unary_unary_rpc_method_handler(
                     servicer.DeleteMirror,
                     request_deserializer=stillpoint_dot_wire_dot_v1_dot_standby__pb2.DeleteMirrorRequest.FromString,
@@ -318,6 +335,33 @@ class StandbyService(object):
             target,
             '/stillpoint.wire.v1.StandbyService/CreateMirror',
             stillpoint_dot_wire_dot_v1_dot_standby__pb2.CreateMirrorRequest.SerializeToString,
+            stillpoint_dot_wire_dot_v1_dot_standby__pb2.Mirror.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ResizeMirror(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/stillpoint.wire.v1.StandbyService/ResizeMirror',
+            stillpoint_dot_wire_dot_v1_dot_standby__pb2.ResizeMirrorRequest.SerializeToString,
             stillpoint_dot_wire_dot_v1_dot_standby__pb2.Mirror.FromString,
             options,
             channel_credentials,
