@@ -216,16 +216,43 @@ def test_a_file_system_lives_on_the_volume(volume: str, tmp_path: Path) -> None:
         run("e2fsck", "-fn", device)
 
 
+@requires_root
+@requires_fuse
+@requires_loop_devices
+@requires_tools("nbdfuse", "losetup", "mkfs.ext4", "mount", "fusermount3", "e2fsck", "qemu-io")
+def test_a_file_system_is_read_from_a_snapshot_while_the_volume_goes_on(
+    local_cluster: LocalCluster, tmp_path: Path
+) -> None:
+    old, new = random.Random(4).randbytes(3 << 20), random.Random(5).randbytes(3 << 20)
+    with mirrored(local_cluster) as volume:
+        with loop_device(volume, tmp_path) as device:
+            run("mkfs.ext4", "-q", "-F", device)
+            with_mounted(device, tmp_path, lambda root: (root / "file").write_bytes(old))
+        local_cluster.cli("snapshot", "create", "vol1", "--name", "then")
+        with loop_device(volume, tmp_path) as device:
+            with_mounted(device, tmp_path, lambda root: (root / "file").write_bytes(new))
+        snapshot = f"{local_cluster.env['standby']['nbd']}/vol1@then"
+        with loop_device(snapshot, tmp_path, read_only=True) as device:
+            run("e2fsck", "-fn", device)
+            with_mounted(device, tmp_path, lambda root: _expect(root / "file", old), options="ro")
+        with loop_device(volume, tmp_path) as device:
+            with_mounted(device, tmp_path, lambda root: _expect(root / "file", new))
+
+
+def _expect(file: Path, content: bytes) -> None:
+    assert file.read_bytes() == content
+
+
 def allocated(volume: str) -> int:
     """Bytes of the volume that are not holes."""
     extents = json.loads(run("nbdinfo", "--map", "--json", volume))
     return sum(extent["length"] for extent in extents if not extent["type"] & 1)
 
 
-def with_mounted(device: str, folder: Path, work: Callable[[Path], None]) -> None:
+def with_mounted(device: str, folder: Path, work: Callable[[Path], object], *, options: str = "rw") -> None:
     root = folder / "root"
     root.mkdir(exist_ok=True)
-    run("mount", device, root)
+    run("mount", "-o", options, device, root)
     try:
         # Without this a mount that silently failed would let the test pass on the folder beneath.
         run("mountpoint", "-q", root)
@@ -235,7 +262,7 @@ def with_mounted(device: str, folder: Path, work: Callable[[Path], None]) -> Non
 
 
 @contextlib.contextmanager
-def loop_device(volume: str, folder: Path) -> Iterator[str]:
+def loop_device(volume: str, folder: Path, *, read_only: bool = False) -> Iterator[str]:
     """The volume as a block device: FUSE shows it as a file, and a loop device makes a disk of that."""
     point = folder / "fuse"
     point.mkdir(exist_ok=True)
@@ -246,7 +273,8 @@ def loop_device(volume: str, folder: Path) -> Iterator[str]:
                 assert fuse.poll() is None, "nbdfuse ended"
                 assert time.monotonic() < deadline, "nbdfuse does not mount"
                 time.sleep(0.02)
-            device = run("losetup", "--find", "--show", point / "disk").strip()
+            options = ["--read-only"] if read_only else []
+            device = run("losetup", "--find", "--show", *options, point / "disk").strip()
             try:
                 yield device
             finally:
