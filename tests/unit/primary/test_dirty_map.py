@@ -114,3 +114,41 @@ def test_the_last_run_ends_with_the_volume(tmp_path: Path) -> None:
     dirty.mark(SIZE - 1, 1)
     assert dirty.next_dirty(0, limit=1 << 30) == Extent(40 * CHUNK_SIZE, 512)
     dirty.close(clean=True)
+
+
+def test_a_grown_map_keeps_what_was_dirty_and_adds_clean_chunks(tmp_path: Path) -> None:
+    dirty = DirtyMap(tmp_path / "dirty.map", SIZE, create=True)
+    dirty.mark(3 * CHUNK_SIZE, 1)
+    dirty.connect()
+    dirty.mark(5 * CHUNK_SIZE, 1)
+    dirty.grow(100 * CHUNK_SIZE)
+    assert dirty_chunks(dirty) == {3}
+    dirty.mark(99 * CHUNK_SIZE, CHUNK_SIZE)
+    dirty.disconnect()
+    assert dirty_chunks(dirty) == {3, 5, 99}
+    dirty.close(clean=True)
+    again = DirtyMap(tmp_path / "dirty.map", 100 * CHUNK_SIZE, create=False)
+    assert dirty_chunks(again) == {3, 5, 99}
+    again.close(clean=True)
+
+
+def test_a_map_that_grew_before_its_volume_could_serves_the_old_size(tmp_path: Path) -> None:
+    dirty = DirtyMap(tmp_path / "dirty.map", SIZE, create=True)
+    dirty.mark(3 * CHUNK_SIZE, 1)
+    dirty.grow(100 * CHUNK_SIZE)
+    dirty.close(clean=True)
+    again = DirtyMap(tmp_path / "dirty.map", SIZE, create=False)
+    assert dirty_chunks(again) == {3}
+    again.grow(60 * CHUNK_SIZE)
+    assert dirty_chunks(again) == {3}
+    again.close(clean=True)
+    DirtyMap(tmp_path / "dirty.map", 60 * CHUNK_SIZE, create=False).close(clean=True)
+
+
+def test_growth_within_the_last_chunk_needs_no_more_of_the_map(tmp_path: Path) -> None:
+    dirty = DirtyMap(tmp_path / "dirty.map", SIZE, create=True)
+    dirty.grow(SIZE + 512)
+    dirty.mark(SIZE, 512)
+    run = dirty.next_dirty(0, limit=1 << 30)
+    assert run is not None and run.end == SIZE + 512
+    dirty.close(clean=True)
