@@ -73,8 +73,8 @@ class ArrayMap:
     def put_many(self, blocks: Blocks, addresses: Addresses, born: Generations) -> None:
         if not len(blocks):
             return
-        for piece in range(int(blocks[0]) // PIECE_ENTRIES, int(blocks[-1]) // PIECE_ENTRIES + 1):
-            if not self._present[piece] and _touches(blocks, piece):
+        for piece in np.unique(blocks // PIECE_ENTRIES).tolist():
+            if not self._present[piece]:
                 self._add_piece(piece)
         self._born[blocks] = born
         self._addresses[blocks] = addresses
@@ -116,11 +116,6 @@ class ArrayMap:
         self._file.reserve(self._addresses_at + piece * PIECE_ENTRIES * 8, PIECE_ENTRIES * 8)
         self._file.reserve(self._born_at + piece * PIECE_ENTRIES * 4, PIECE_ENTRIES * 4)
         self._present[piece] = 1
-
-
-def _touches(blocks: Blocks, piece: int) -> bool:
-    start, end = np.searchsorted(blocks, (piece * PIECE_ENTRIES, (piece + 1) * PIECE_ENTRIES))
-    return bool(start < end)
 
 
 def _header_crc(view: memoryview) -> int:

@@ -118,6 +118,11 @@ class SnapshotEngine(SnapshotBook):
             raise AlreadyExists(f"{volume.name}@{name}: exists already")
         if len(volume.snapshots) >= SNAPSHOTS_MAX:
             raise Refused(f"{volume.name}@{name}: the volume has {SNAPSHOTS_MAX} snapshots, the most there can be")
+        if self._count_max and len(volume.snapshots) >= self._count_max:
+            raise Refused(
+                f"{volume.name}@{name}: the volume has {len(volume.snapshots)} snapshots and may have"
+                f" {self._count_max}; delete one first"
+            )
         if len(self._closing) >= STAGES_MAX or volume.current >= GENERATION_MAX:
             raise Refused(f"{volume.name}@{name}: too many snapshots at once; try again")
         home = volume.stores.get(store)

@@ -9,6 +9,8 @@ Invariants, and where a crash may strike:
   against their CRC, and the log ends before the first that fails (R6): what follows it was not durable either.
 - When a half of the log is full the records still needed are written into the other half, made durable, and only then
   a superblock points there. Superblocks alternate, so a torn one leaves its predecessor and the old half intact.
+- Growing: the device first, then a superblock that says so (by the same switch), then slots beyond the old size. A
+  crash before the superblock leaves a larger device, all of which the next start uses.
 - A slot is freed by `release` after the step that freed it is durable (R4). A record is dead when no live snapshot is
   in its interval; dead records stay dead, so a reused slot is never claimed twice.
 - Before a freed slot can be reused, a durable MARK says that the records so far are durable: checking the CRC of a
@@ -23,7 +25,8 @@ import errno
 import secrets
 import zlib
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Final
 from uuid import UUID, uuid4
 
@@ -31,7 +34,7 @@ import numpy as np
 import numpy.typing as npt
 
 from stillpoint.devices import BlockDevice
-from stillpoint.errors import DataCorrupt, DeviceError, StoreFull
+from stillpoint.errors import DataCorrupt, DeviceError, Refused, StoreFull
 
 from . import record_log
 from .association import ALL_ZEROES, PIECE_ENTRIES, UNIT_SIZE, Addresses
@@ -41,6 +44,7 @@ from .record_log import RECORD, Batch, BatchType, Records, Superblock
 _LOG_SIZE_MIN: Final = 64 << 10
 _LOG_SIZE_MAX: Final = 1 << 30
 _LOG_SHARE: Final = 32  # each half is this part of the device: enough for blocks of 4 KiB, more than enough above
+_LOG_SHARE_MOST: Final = 8  # of the device as it is, when it may become much larger
 _RUN_SIZE_MAX: Final = 1 << 20
 
 
@@ -59,12 +63,15 @@ class LoggedStore(PreservationStore):
         self._settled = False
 
     @classmethod
-    def create(cls, device: BlockDevice, *, name: str, number: int, log_size: int = 0) -> LoggedStore:
+    def create(
+        cls, device: BlockDevice, *, name: str, number: int, log_size: int = 0, size_max: int = 0
+    ) -> LoggedStore:
         """Make the device an empty store; what it held is lost. Durable on return. Raises InvalidRequest, DeviceError.
 
-        log_size: bytes of each half of the log; 0 for a share of the device.
+        log_size: bytes of each half of the log; 0 for a share of what the device may become, size_max.
         """
-        share = min(max(device.size // _LOG_SHARE, _LOG_SIZE_MIN), _LOG_SIZE_MAX)
+        wanted = min(max(device.size, size_max) // _LOG_SHARE, device.size // _LOG_SHARE_MOST)
+        share = min(max(wanted, _LOG_SIZE_MIN), _LOG_SIZE_MAX)
         log_size = -(-(log_size or share) // 4096) * 4096
         data_offset = record_log.LOG_OFFSET + 2 * log_size
         # Batches count only under their superblock's sequence, so beginning anywhere makes those of a store that was on
@@ -89,6 +96,12 @@ class LoggedStore(PreservationStore):
         store = cls(device, max(roots, key=lambda root: root.sequence), name=name)
         store._recover()
         return store
+
+    @property
+    def used_size(self) -> int:
+        if self._settled:
+            return super().used_size
+        return sum(size * len(slots) for size, parts in self._adopted.items() for slots in parts)
 
     def recovered(self, volume: UUID) -> Records:
         batches = self._recovered.get(volume, [])
@@ -124,6 +137,25 @@ class LoggedStore(PreservationStore):
             self._live.pop(volume, None)
             self._append(BatchType.FORGET, volume, UNIT_SIZE, no_records())
         self.synchronize()
+
+    def grow(self, size: int, announce: Callable[[], None]) -> None:
+        with self._lock:
+            self.grow_while_locked(size, announce)
+
+    def grow_while_locked(self, size: int, announce: Callable[[], None]) -> None:
+        """As `grow`, for `extend`, which is called with the lock held."""
+        if self.failed:
+            raise DeviceError(f"store {self.name} is out of service: {self.failed}", errno.EIO)
+        if size <= self.device.size:
+            raise Refused(f"store {self.name}: has {self.device.size} bytes already; it can only grow")
+        self.device.resize(size)
+        announce()
+        try:
+            self._compact(device_size=size)
+        except DeviceError as error:
+            self.failed = self.failed or str(error)
+            raise
+        self._allocator.extend(size - self._data_offset)
 
     def volumes_recovered(self) -> frozenset[UUID]:
         """Volumes that have records here and have not been adopted."""
@@ -193,9 +225,13 @@ class LoggedStore(PreservationStore):
         self._log_end += len(data)
         self._next_sequence += 1
 
-    def _compact(self) -> None:
-        """Write the records still needed into the other half of the log and switch to it. Durable on return."""
+    def _compact(self, *, device_size: int = 0) -> None:
+        """Write the records still needed into the other half of the log and switch to it. Durable on return.
+
+        device_size: what the superblock says from then on; 0: as before.
+        """
         new_root = self._root.switched(first_batch=self._next_sequence)
+        new_root = replace(new_root, device_size=device_size or new_root.device_size)
         sequence = new_root.first_batch
         position = 0
         for volume, block_size, records in _needed(self._read_batches(), self._live):

@@ -13,6 +13,7 @@ Invariants:
 from __future__ import annotations
 
 import errno
+import logging
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -23,7 +24,7 @@ import numpy as np
 import numpy.typing as npt
 
 from stillpoint.devices import BlockDevice
-from stillpoint.errors import DeviceError, InvalidRequest, StoreFull
+from stillpoint.errors import DeviceError, InvalidRequest, Refused, StoreFull
 
 from .association import ALL_ZEROES, STORE_SHIFT, UNIT_SIZE, UNITS_MASK, Addresses
 from .birth import Blocks, Generations
@@ -31,6 +32,10 @@ from .record_log import RECORD, Records
 from .slots import SEGMENT_SIZE, SlotAllocator
 
 LiveGenerations: TypeAlias = Callable[[], tuple[int, ...]]
+
+logger = logging.getLogger(__name__)
+
+WARNING_PERCENTS: Final = (70, 85, 95)  # each is said once when the store fills up to it
 
 _NO_SPACE: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
 _MEMORY_DATA_OFFSET: Final = 4096  # addresses 0 and 1 are special, so no slot may begin there
@@ -53,6 +58,9 @@ class PreservationStore:
     """What both kinds have in common. `preserve`, `synchronize` and `release` may be called from any thread.
 
     number: of the store within its node, the high bits of every address it gives.
+    size_max: bytes of the device up to which `extend` may grow it; 0: it has the size it has.
+    extend: asked, by the thread that preserves and with the store's lock held, for room for that many bytes more.
+    warning_percent: the highest of WARNING_PERCENTS that is reached, of what the store may become; 0: none.
     """
 
     durable = False
@@ -66,6 +74,10 @@ class PreservationStore:
         self.uuid = uuid
         self.number = number
         self.failed = ""
+        self.size_max = 0
+        self.extend: Callable[[int], bool] | None = None
+        self.warning_percent = 0
+        self._data_offset = data_offset
         self._allocator = SlotAllocator(data_offset=data_offset, data_size=device.size - data_offset)
         self._lock = threading.Lock()
         self._live: dict[UUID, LiveGenerations] = {}
@@ -78,6 +90,19 @@ class PreservationStore:
     @property
     def used_size(self) -> int:
         return self._allocator.used_size
+
+    @property
+    def used_percent(self) -> int:
+        """Of what it may become."""
+        return 100 * self.used_size // max(self.size, self.size_max - self._data_offset)
+
+    def grow(self, size: int, announce: Callable[[], None]) -> None:
+        """Make the device `size` bytes and use them. Durable on return. Waits for the disk.
+
+        announce: called when the device has the size and before a slot beyond the old one is given out.
+        Raises Refused (a kind or device that cannot grow), StoreFull (its log has no room to say so), DeviceError.
+        """
+        raise Refused(f"store {self.name}: is in memory and cannot grow")
 
     def recovered(self, volume: UUID) -> Records:
         """The records of this volume from before the store was opened, dead ones too, oldest first."""
@@ -125,6 +150,7 @@ class PreservationStore:
         """Free slots of this store. The step that made them unneeded is durable. Waits for the disk."""
         with self._lock:
             empty_segments = self._allocator.free(addresses & np.uint64(UNITS_MASK), block_size)
+            self._warn()
             for offset in empty_segments:
                 self._give_back(offset)
 
@@ -140,10 +166,23 @@ class PreservationStore:
             raise DeviceError(f"store {self.name} is out of service: {self.failed}", errno.EIO)
         if not count:
             return np.empty(0, dtype="<u8")
-        try:
-            return self._allocator.allocate(count, block_size)
-        except StoreFull as error:
-            raise StoreFull(f"store {self.name}: {error}") from None
+        while True:
+            try:
+                slots = self._allocator.allocate(count, block_size)
+                break
+            except StoreFull as error:
+                if self.extend is None or not self.extend(count * block_size):
+                    raise StoreFull(f"store {self.name}: {error}") from None
+        self._warn()
+        return slots
+
+    def _warn(self) -> None:
+        percent = self.used_percent
+        reached = max((limit for limit in WARNING_PERCENTS if percent >= limit), default=0)
+        if reached > self.warning_percent:
+            fields = {"store": self.name, "percent": percent, "used": self.used_size, "size": self.size}
+            logger.warning("preservation store is %d %% full", reached, extra=fields)
+        self.warning_percent = reached
 
     def _write_blocks(self, images: PreImages, stored: npt.NDArray[np.int64], slots: Addresses) -> None:
         for start, end in _runs(slots, images.block_size // UNIT_SIZE):

@@ -45,6 +45,7 @@ class Trouble(enum.Enum):
     STORE_FAILED = enum.auto()
     MAP_FULL = enum.auto()  # no space for the association map
     MIRROR_UNREADABLE = enum.auto()
+    CAP_REACHED = enum.auto()  # of what the snapshots of one volume may hold
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +112,7 @@ def _preserve_in(
     try:
         for images in _pre_images(volume, blocks, to=to, new_birth=new_birth):
             addresses = store.preserve(images)
+            volume.count_preserved(addresses, 1)
             kept.append(_Kept(images.blocks, addresses, images.born))
     except StoreFull as error:
         failure = Failure(Trouble.STORE_FULL, str(error), store)

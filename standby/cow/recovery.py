@@ -162,6 +162,8 @@ def _open(
         live=live,
         store_newest=_store_newest(state, stores),
     )
+    for part in entries.values():
+        volume.count_preserved(part.addresses, 1)
     for store in stores.opened():
         store.adopt(incarnation, lambda: volume.live)
     volume.publish()

@@ -129,6 +129,7 @@ class Retirement:
         records.close()
         path = map_path(volume.maps_folder, self._generation)
         freed = np.concatenate(self._freed) if self._freed else np.empty(0, dtype="<u8")
+        volume.count_preserved(freed, -1)
         by_store = _by_store(freed)
 
         def release() -> None:

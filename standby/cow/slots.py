@@ -46,6 +46,16 @@ class SlotAllocator:
     def size(self) -> int:
         return self.segment_count * SEGMENT_SIZE
 
+    def extend(self, data_size: int) -> None:
+        """The data area has grown to that many bytes; what was given out stays where it is."""
+        more = data_size // SEGMENT_SIZE - self.segment_count
+        assert more >= 0
+        self._kind = np.append(self._kind, np.full(more, _FREE, dtype=np.uint8))
+        self._used = np.append(self._used, np.zeros(more, dtype=np.uint16))
+        self._withheld = np.append(self._withheld, np.zeros(more, dtype=np.bool_))
+        self._pool.extend(range(self.segment_count, self.segment_count + more))
+        self.segment_count += more
+
     def allocate(self, count: int, slot_size: int) -> Addresses:
         """`count` slots, neighbours where possible, so that they can be written in one go.
 

@@ -120,11 +120,15 @@ class SnapshotBook(WriteStream):
             records = volume.maps[of.generation]
 
             def count() -> SnapshotStatistics:
-                preserved = reclaimable = 0
+                preserved = reclaimable = shared = 0
                 for _, addresses, born in records.pieces():
                     preserved += len(addresses)
-                    reclaimable += int(((addresses > ALL_ZEROES) & (born.astype(np.int64) > older)).sum())
-                return SnapshotStatistics(of.name, preserved, reclaimable * volume.block_size)
+                    stored, unseen = addresses > ALL_ZEROES, born.astype(np.int64) > older
+                    reclaimable += int((stored & unseen).sum())
+                    shared += int((stored & ~unseen).sum())
+                return SnapshotStatistics(
+                    of.name, preserved, reclaimable * volume.block_size, shared * volume.block_size
+                )
 
             return await self._run(count)
 

@@ -9,7 +9,9 @@ from __future__ import annotations
 import contextlib
 import errno
 import json
+import logging
 import os
+import threading
 import zlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -32,10 +34,13 @@ from stillpoint.errors import (
 from .association_forms import FORM_DEFAULT, FORMS
 from .logged_store import LoggedStore
 from .preservation import MemoryStore, PreservationStore
+from .slots import SEGMENT_SIZE
 from .values import StoreStatistics, check_name
 
+logger = logging.getLogger(__name__)
+
 MAGIC: Final = "stillpoint preservation stores"
-VERSION: Final = 2  # 1: the first, read with defaults; 2: names the form of the association maps
+VERSION: Final = 2  # 1: the first, read with defaults; 2: map, size_max
 VERSIONS_READ: Final = (1, 2)
 FILE_NAME: Final = "stores.json"
 DEFAULT_STORE: Final = "default"
@@ -43,6 +48,7 @@ DEFAULT_SIZE: Final = 64 << 30  # of the default store: a cap, the file is spars
 MEMORY: Final = "memory"
 FILE: Final = "file"
 _NUMBER_MAX: Final = (1 << 16) - 1
+_EXTEND_SHARE: Final = 4  # a full store grows by this part of its size, or by what is needed
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +56,7 @@ class StoreDefinition:
     """What `stores.json` says of a store. `paths` of a memory store lead to the running engine's memory.
 
     map: form of the association maps of the snapshots made in this store (association_forms.py).
+    size: bytes of the device. size_max: up to which it grows by itself when it is full; 0: never.
     """
 
     number: int
@@ -59,6 +66,7 @@ class StoreDefinition:
     size: int
     paths: tuple[str, ...]
     map: str = FORM_DEFAULT
+    size_max: int = 0
 
 
 class StoreUser(Protocol):
@@ -71,7 +79,7 @@ class StoreUser(Protocol):
 
 
 class StoreDirectory:
-    """All stores of a node, open. For the event loop; opening and creating waits for disks."""
+    """All stores of a node, open. For the event loop, but for `resize`; opening and creating waits for disks."""
 
     def __init__(
         self,
@@ -92,6 +100,7 @@ class StoreDirectory:
         self._open_file = open_file or _open_paths
         self._stores: dict[str, PreservationStore] = {}
         self._failed: dict[str, str] = {}
+        self._saving = threading.Lock()  # taken after a store's own lock, never before
         folder.mkdir(parents=True, exist_ok=True)
         self._next_number, definitions = read_definitions(self.path) if self.path.exists() else (1, [])
         self._definitions = {definition.name: definition for definition in definitions}
@@ -101,11 +110,19 @@ class StoreDirectory:
             self._save()
 
     def create(
-        self, name: str, *, kind: str, size: int = 0, paths: Sequence[Path] = (), map_form: str = FORM_DEFAULT
+        self,
+        name: str,
+        *,
+        kind: str,
+        size: int = 0,
+        paths: Sequence[Path] = (),
+        map_form: str = FORM_DEFAULT,
+        size_max: int = 0,
     ) -> PreservationStore:
         """A new store: of memory, or of files (made when missing), partitions and disks one after the other.
 
         size: bytes in all; 0 with paths that exist: what they hold. A file without paths lies in the node's folder.
+        map_form: one of association_forms.FORMS. size_max: bytes to which the (last) file grows when it is full.
         Durable on return. Raises AlreadyExists, InvalidRequest, or what opening the devices raises.
         """
         check_name(name, what="store")
@@ -115,19 +132,38 @@ class StoreDirectory:
             raise InvalidRequest(f"store {name}: {kind!r} is no kind of store; memory and file are")
         if map_form not in FORMS:
             raise InvalidRequest(f"store {name}: {map_form!r} is no form of map; there are {', '.join(FORMS)}")
+        if size_max and (kind != FILE or not size <= size_max):
+            raise InvalidRequest(f"store {name}: only a store of files grows, to no less than its size")
         if self._next_number > _NUMBER_MAX:
             raise Refused(f"store {name}: this node has made {_NUMBER_MAX} stores, the most there can be")
         if kind == FILE and not paths:
             paths = [self.folder / f"{name}.store"]
         definition = StoreDefinition(
-            self._next_number, name, kind, str(uuid4()), size, tuple(str(path.absolute()) for path in paths), map_form
+            self._next_number,
+            name,
+            kind,
+            str(uuid4()),
+            size,
+            tuple(str(path.absolute()) for path in paths),
+            map_form,
+            size_max,
         )
         store = self._create(definition)
-        self._stores[name] = store
-        self._definitions[name] = self._described(definition, store)
-        self._next_number += 1
-        self._save()
+        with self._saving:
+            self._add(self._described(definition, store), store)
+            self._next_number += 1
+            self._save()
         return store
+
+    def resize(self, name: str, size: int) -> None:
+        """Grow a store of files, or of a device that has grown, to `size` bytes, while it is used. Waits for the disk.
+
+        Durable on return. May be called from any thread. Raises NotFound, Refused, StoreFull, DeviceError.
+        """
+        if name not in self._definitions:
+            raise NotFound(f"store {name}: does not exist")
+        self.get(name).grow(size, lambda: self._set_size(name, size))
+        logger.info("preservation store resized", extra={"store": name, "size": size})
 
     def get(self, name: str | None) -> PreservationStore:
         """The store of that name; None: the default one, made on first use. Raises NotFound, DeviceError (failed)."""
@@ -175,10 +211,11 @@ class StoreDirectory:
             if isinstance(store, LoggedStore) and store.volumes_recovered():
                 raise Refused(f"store {name}: holds snapshots of a volume that is not open")
             store.close()
-        definition = self._definitions.pop(name)
-        self._stores.pop(name, None)
-        self._failed.pop(name, None)
-        self._save()
+        with self._saving:
+            definition = self._definitions.pop(name)
+            self._stores.pop(name, None)
+            self._failed.pop(name, None)
+            self._save()
         for path in map(Path, definition.paths):
             if definition.kind == FILE and path.parent == self.folder.absolute():
                 with contextlib.suppress(FileNotFoundError):
@@ -192,7 +229,7 @@ class StoreDirectory:
         try:
             if definition.kind == MEMORY:
                 store: PreservationStore = self._create(definition)
-                self._definitions[definition.name] = self._described(definition, store)
+                definition = self._described(definition, store)
             else:
                 device = self._open_file(definition, False)
                 try:
@@ -205,7 +242,36 @@ class StoreDirectory:
         except StillpointError as error:
             self._failed[definition.name] = str(error)
         else:
-            self._stores[definition.name] = store
+            self._add(definition, store)
+
+    def _add(self, definition: StoreDefinition, store: PreservationStore) -> None:
+        name = definition.name
+        self._stores[name] = store
+        self._definitions[name] = definition
+        store.size_max = definition.size_max
+        if definition.size_max and isinstance(store, LoggedStore):
+            store.extend = lambda needed: self._extend(name, store, needed)
+
+    def _extend(self, name: str, store: LoggedStore, needed: int) -> bool:
+        """First step of a full store's ladder: grow it as far as it may. Called with the store's lock held."""
+        size = store.device.size
+        target = min(store.size_max, max(size + size // _EXTEND_SHARE, size + needed + SEGMENT_SIZE))
+        if target <= size:
+            return False
+        try:
+            store.grow_while_locked(target, lambda: self._set_size(name, target))
+        except (StillpointError, OSError) as error:
+            if store.failed:
+                raise
+            logger.warning("preservation store cannot grow: %s", error, extra={"store": name, "size": target})
+            return False
+        logger.info("full preservation store has grown", extra={"store": name, "size": target})
+        return True
+
+    def _set_size(self, name: str, size: int) -> None:
+        with self._saving:
+            self._definitions[name] = replace(self._definitions[name], size=size)
+            self._save()
 
     def _create(self, definition: StoreDefinition) -> PreservationStore:
         if definition.kind == MEMORY:
@@ -214,7 +280,9 @@ class StoreDirectory:
             return MemoryStore(memory, name=definition.name, uuid=uuid, number=definition.number)
         device = self._open_file(definition, True)
         try:
-            return LoggedStore.create(device, name=definition.name, number=definition.number)
+            return LoggedStore.create(
+                device, name=definition.name, number=definition.number, size_max=definition.size_max
+            )
         except BaseException:
             device.close()
             raise
@@ -229,9 +297,20 @@ class StoreDirectory:
 
     def _statistics(self, definition: StoreDefinition) -> StoreStatistics:
         store = self._stores.get(definition.name)
-        if store is None:
-            return StoreStatistics(definition.name, definition.kind, definition.size, 0, self._failed[definition.name])
-        return StoreStatistics(definition.name, definition.kind, store.size, store.used_size, store.failed)
+        return StoreStatistics(
+            name=definition.name,
+            kind=definition.kind,
+            uuid=definition.uuid,
+            number=definition.number,
+            paths=definition.paths if definition.kind == FILE else (),
+            map_form=definition.map,
+            size=definition.size if store is None else store.size,
+            used_size=0 if store is None else store.used_size,
+            size_max=definition.size_max,
+            used_percent=0 if store is None else store.used_percent,
+            warning_percent=0 if store is None else store.warning_percent,
+            failed=self._failed[definition.name] if store is None else store.failed,
+        )
 
     def _save(self) -> None:
         data = encode_definitions(self._next_number, self._definitions.values())

@@ -76,20 +76,31 @@ class ChangedExtents:
 @dataclass(frozen=True, slots=True)
 class SnapshotStatistics:
     """blocks_preserved: blocks whose copy hangs on this snapshot; older ones may read the same copies.
-    reclaimable_size: bytes of the store that deleting this snapshot gives back, exactly."""
+    reclaimable_size: bytes of the store that deleting this snapshot gives back, exactly.
+    shared_size: bytes of the store that it shares with older ones. Blocks of zeroes take no room and are in neither."""
 
     name: str
     blocks_preserved: int
     reclaimable_size: int
+    shared_size: int
 
 
 @dataclass(frozen=True, slots=True)
 class StoreStatistics:
+    """size: bytes for blocks. size_max: bytes the whole device may become; 0: it stays as it is."""
+
     name: str
     kind: str
     size: int
     used_size: int
     failed: str  # why the store is out of service; empty when it is fine
+    paths: tuple[str, ...]  # of its files and disks; none for memory
+    map_form: str  # of the association maps of the snapshots made in it
+    uuid: str
+    number: int
+    size_max: int
+    used_percent: int  # of what it may become
+    warning_percent: int  # the highest threshold reached: 70, 85, 95; 0: none
 
 
 def check_name(name: str, *, what: str) -> None:

@@ -100,6 +100,7 @@ class VirtualDevice:
         self._fds = fds
         self._view = _View(-1, {})
         self._stores: dict[int, BlockDevice] = {}
+        self._outgrown: list[BlockDevice] = []
         try:
             self._header = SharedHeader.open(Path(description["header"]))
             self._births = BirthMap.open(Path(description["births"]), self._size // self._block_size, writable=False)
@@ -163,9 +164,10 @@ class VirtualDevice:
                 return changed
 
     def close(self) -> None:
-        for store in self._stores.values():
+        for store in (*self._stores.values(), *self._outgrown):
             store.close()
         self._stores.clear()
+        self._outgrown.clear()
         self._view = _View(-1, {})
         self._mirror.close()
         self._births.close()
@@ -238,8 +240,8 @@ class VirtualDevice:
                 continue
             device, position = self._mirror, start
             if address != NOT_PRESERVED:
-                device = self._store(store_of(address))
                 position = offset_of(address) + start - (first + start_block) * size
+                device = self._store(store_of(address), reach=position + len(view))
             if not device.try_read_into(position, view):
                 if not wait:
                     return False
@@ -317,10 +319,13 @@ class VirtualDevice:
                     return None
         return maps
 
-    def _store(self, number: int) -> BlockDevice:
+    def _store(self, number: int, *, reach: int) -> BlockDevice:
+        """reach: bytes it must have. A store that has grown is opened again; somebody may still read the old one."""
         device = self._stores.get(number)
-        if device is None:
-            device = self._stores[number] = self._open_store(number)
+        if device is None or device.size < reach:
+            device = self._open_store(number)
+            self._outgrown.append(self._stores.pop(number, device))
+            self._stores[number] = device
         return device
 
     def _open_store(self, number: int) -> BlockDevice:

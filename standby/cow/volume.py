@@ -11,6 +11,7 @@ Invariants:
 from __future__ import annotations
 
 import os
+import threading
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from uuid import UUID
 from stillpoint.devices import BlockDevice
 from stillpoint.errors import NotFound
 
-from .association import AssociationMap
+from .association import ALL_ZEROES, Addresses, AssociationMap
 from .birth import BirthMap
 from .catalog import Catalog
 from .preservation import PreservationStore
@@ -66,6 +67,8 @@ class Volume:
     maps: dict[int, AssociationMap]  # of live snapshots, and of one that is leaving
     live: tuple[int, ...] = ()
     store_newest: dict[str, int] = field(default_factory=dict)  # by name: the newest generation that ever used it
+    preserved_size: int = 0  # bytes in stores for the snapshots of this volume
+    _counting: threading.Lock = field(default_factory=threading.Lock)
 
     @property
     def shift(self) -> int:
@@ -78,6 +81,11 @@ class Volume:
     @property
     def maps_folder(self) -> Path:
         return self.folder / MAPS_FOLDER
+
+    def count_preserved(self, addresses: Addresses, sign: int) -> None:
+        """Blocks were put into a store (1), or their slots are given back (-1). From any thread."""
+        with self._counting:
+            self.preserved_size += sign * self.block_size * int((addresses > ALL_ZEROES).sum())
 
     def targets(self, *, before: int) -> Targets:
         """For changes of generation `before`: the live snapshots older than it."""

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import logging
 from collections import deque
 from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import Executor
@@ -23,12 +24,14 @@ from stillpoint.errors import DeviceError, StoreFull
 from stillpoint.extents import check_range
 
 from . import preserver
-from .preservation import PreImages
+from .preservation import PreImages, PreservationStore
 from .preserver import Failure, Trouble
 from .retiring import Retirement
 from .stage import MARK_MAX, Change, Marks, Stage, overlay
-from .values import NO_GENERATION
+from .values import NO_GENERATION, SnapshotState
 from .volume import Volume
+
+logger = logging.getLogger(__name__)
 
 STAGE_SIZE_MAX: Final = 16 << 20
 _NOTHING_PASSES: Final = 1 << 40  # as newest snapshot: newer than any birth, so every write takes the careful way
@@ -51,15 +54,25 @@ class WriteStream:
         executor: Executor | None = None,
         stage_size_max: int = STAGE_SIZE_MAX,
         on_staged: Callable[[], None] | None = None,
+        expires: bool = False,
+        count_max: int = 0,
+        preserved_size_max: int = 0,
     ) -> None:
         """executor: where steps run that wait for disks; None: the loop's own.
         stage_size_max: bytes of memory for staged changes; see `wants_commit`.
         on_staged: called when the first change is staged; whoever sets it calls `commit` within a short time.
+        expires: delete the oldest snapshots that are not protected before one is made invalid for want of room.
+        count_max: snapshots the volume may have; 0: SNAPSHOTS_MAX.
+        preserved_size_max: bytes its snapshots may hold in stores, give or take one commit; 0: no limit. Beyond it
+        they go as when a store is full.
         """
         self._volume = volume
         self._executor = executor
         self._stage_size_max = stage_size_max
         self._on_staged = on_staged
+        self._expires = expires
+        self._count_max = count_max
+        self._preserved_size_max = preserved_size_max
         self._failed: DeviceError | None = None
         self._lock = asyncio.Lock()
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -118,7 +131,7 @@ class WriteStream:
         targets = volume.targets(before=self._current)
         if targets.to == NO_GENERATION:
             return True
-        if int(born.min()) <= targets.durable_to or targets.store is None:
+        if int(born.min()) <= targets.durable_to or targets.store is None or self._is_over_cap:
             return False
         blocks = np.flatnonzero(born <= targets.to) + first
         if len(blocks) * volume.block_size > _AT_ONCE_MAX:
@@ -134,6 +147,7 @@ class WriteStream:
             addresses = targets.store.preserve(images)
         except (StoreFull, DeviceError):
             return False  # staged: the commit meets the same trouble and makes room
+        volume.count_preserved(addresses, 1)
         try:
             volume.maps[targets.to].put_many(blocks, addresses, born_then)
         except OSError:
@@ -214,25 +228,67 @@ class WriteStream:
         for change in stage.changes:
             first = change.offset >> self._shift
             self._marks.clear(first, (change.offset + change.length - 1) >> self._shift, stage.mark)
+        while self._is_over_cap and volume.live:
+            await self._make_room(Failure(Trouble.CAP_REACHED, "the snapshots of the volume hold more than they may"))
+
+    @property
+    def _is_over_cap(self) -> bool:
+        return 0 < self._preserved_size_max < self._volume.preserved_size
 
     async def _make_room(self, failure: Failure) -> None:
-        """End the snapshots that stand in the way. The mirror goes on whatever it takes."""
+        """End the snapshots that stand in the way. The mirror goes on whatever it takes.
+
+        This is the ladder of a full store from the second step on; on the first, the store grows by itself.
+        """
+        if self._expires and failure.trouble in (Trouble.STORE_FULL, Trouble.CAP_REACHED):
+            for generation in self._using(failure.store):
+                snapshot = self._volume.snapshots[generation]
+                if snapshot.state is SnapshotState.ACTIVE and not snapshot.protected:
+                    if await self._expire(generation):
+                        return
+                    break
         for generation in self._victims(failure):
             await self._invalidate(generation, failure.reason)
 
     def _victims(self, failure: Failure) -> Sequence[int]:
         live = self._volume.live
         store = failure.store
+        if failure.trouble in (Trouble.MAP_FULL, Trouble.CAP_REACHED):
+            return live[:1]
         if store is None or failure.trouble is Trouble.MIRROR_UNREADABLE:
-            return live[:1] if failure.trouble is Trouble.MAP_FULL else live
-        using = [generation for generation in live if self._volume.may_use(generation, store)]
+            return live
+        using = self._using(store)
         if failure.trouble is Trouble.STORE_FAILED:
             return using
         return using[:1] or live[:1]
 
+    def _using(self, store: PreservationStore | None) -> Sequence[int]:
+        """Live snapshots that may have blocks in the store, oldest first; None: in any."""
+        volume = self._volume
+        return [generation for generation in volume.live if store is None or volume.may_use(generation, store)]
+
+    async def _expire(self, generation: int) -> bool:
+        """Delete a snapshot to make room. False: the catalog cannot be written."""
+        volume = self._volume
+        name = volume.snapshots[generation].name
+        retirement = Retirement(volume, generation, run=self._run)
+        try:
+            await retirement.delete()
+        except DeviceError:
+            return False
+        finally:
+            self._refresh()
+        logger.warning("snapshot expired to make room", extra={"volume": volume.name, "snapshot": name})
+        for victim in retirement.victims:
+            await self._invalidate(victim, "no space for the association map")
+        return True
+
     async def _invalidate(self, generation: int, reason: str) -> None:
         if generation not in self._volume.live:
             return
+        name = self._volume.snapshots[generation].name
+        fields = {"volume": self._volume.name, "snapshot": name}
+        logger.warning("snapshot is lost: %s", reason, extra=fields)
         retirement = Retirement(self._volume, generation, run=self._run)
         recorded = await retirement.invalidate(reason)
         self._refresh()

@@ -26,9 +26,11 @@ import numpy as np
 import numpy.typing as npt
 
 from stillpoint.devices import BlockDevice, Buffer, MemoryDevice
+from stillpoint.errors import StoreFull
 from tests.support.devices import SECTOR_SIZE, RecordingDevice
 
 STORE_SIZE = 2 << 20
+STORE_GROWTH = 1 << 20
 MAP_FORMS = ("array", "hash", "ordered", "unordered")  # of the durable store, one history each in turn
 
 
@@ -313,6 +315,7 @@ class History:
         self.stamp = 0
         self.states_checked = 0
         self.displaced = 0
+        self.grows = seed // len(MAP_FORMS) % 5 == 1  # its durable store, a few times
 
     def run(self) -> None:
         size = self.sector_count * SECTOR_SIZE
@@ -389,6 +392,9 @@ class History:
                 raise Violation(f"{name} has changed")
 
     async def _step(self, world: World, engine: Any) -> None:
+        if self.grows and self.choose.random() < 0.04:
+            with contextlib.suppress(StoreFull):  # its log is full
+                world.stores.resize("default", world.store.size + STORE_GROWTH)
         draw = self.choose.random()
         if draw < 0.60:
             self._change(engine)
