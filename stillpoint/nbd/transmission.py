@@ -76,6 +76,7 @@ class Transmission(Answers):
         self._header_size = codec.DATA_CHUNK.size if self._structured else codec.SIMPLE_REPLY.size
         self._read_flags = int(CommandFlag.FUA | CommandFlag.DF) if self._structured else _FUA
         channel.turn_ended = self._send
+        self._alone = True
         self._drain: tuple[int, int, int] | None = None  # payload bytes to drop, then cookie and errno to answer
 
     def received(self, data: memoryview) -> int:
@@ -89,8 +90,9 @@ class Transmission(Answers):
     def _end_batch(self) -> None:
         self._export.end_batch()
         self._in_batch = False
-        if not self._channel.in_turn:
-            self._send()  # else at the end of the turn, together with the answers to what has arrived meanwhile
+        if self._alone or not self._channel.in_turn:
+            self._send()
+        # else at the end of the turn, together with the answers to what has arrived meanwhile
 
     def _take_requests(self, data: memoryview) -> int:
         position = 0 if self._drain is None else self._drain_payload(len(data))
@@ -100,7 +102,9 @@ class Transmission(Answers):
         structured = self._structured
         view = self._arena_view
         try_read_into = self._export.try_read_into
+        taken = 0
         while end - position >= _REQUEST_SIZE and not self._pauses:
+            taken += 1
             magic, flags, command, cookie, offset, length = _unpack_request(data, position)
             if magic != REQUEST_MAGIC:
                 raise ProtocolError("not a request")
@@ -135,6 +139,8 @@ class Transmission(Answers):
             else:
                 position += _REQUEST_SIZE
                 self._take_other(command, flags, cookie, offset, length)
+        # A client that asks one thing at a time waits for the answer: looking for more first would only delay it.
+        self._alone = taken == 1
         return end if self._pauses & Pause.ENDING else position
 
     # --- writes
