@@ -8,6 +8,8 @@ from pathlib import Path
 from stillpoint.config import Address
 from stillpoint.errors import ConfigError
 
+from .repository import Secret
+
 
 @dataclass(frozen=True, slots=True)
 class ListenConfig:
@@ -22,8 +24,30 @@ class StandbyConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class EncryptionConfig:
+    """One of the two makes a new repository encrypted, and opens an encrypted one. A passphrase ends with its line."""
+
+    passphrase_file: Path | None = None
+    key_file: Path | None = None
+
+    def secret(self) -> Secret | None:
+        """Raises ConfigError for a file that cannot be read."""
+        try:
+            if self.key_file is not None:
+                return Secret(key_file=self.key_file.read_bytes())
+            if self.passphrase_file is not None:
+                return Secret(passphrase=self.passphrase_file.read_bytes().rstrip(b"\r\n"))
+        except OSError as error:
+            raise ConfigError(f"the key of the repository cannot be read: {error}") from None
+        return None
+
+
+@dataclass(frozen=True, slots=True)
 class BackupNodeConfig:
-    """compression_level: of zstd; 1 is the fastest that gains much."""
+    """compression_level: of zstd; 1 is the fastest that gains much.
+
+    rate_limit: bytes per second that a backup takes from the standby; 0: no limit.
+    """
 
     state_dir: Path
     node: str = "backup"
@@ -31,10 +55,15 @@ class BackupNodeConfig:
     listen: ListenConfig = field(default_factory=ListenConfig)
     standby: StandbyConfig = field(default_factory=StandbyConfig)
     compression_level: int = 1
+    rate_limit: int = 0
+    encryption: EncryptionConfig = field(default_factory=EncryptionConfig)
 
     def __post_init__(self) -> None:
         if not 1 <= self.compression_level <= 19:
             raise ConfigError(f"compression_level is {self.compression_level}; it must lie between 1 and 19")
+
+        if self.rate_limit < 0:
+            raise ConfigError(f"rate_limit is {self.rate_limit}; it must be a number of bytes per second, or 0")
 
     @property
     def repository_path(self) -> Path:

@@ -43,7 +43,7 @@ async def run(config: BackupNodeConfig, stop: asyncio.Event) -> None:
 
 
 async def _serve(config: BackupNodeConfig, repository: Repository, standby: StandbyClient, stop: asyncio.Event) -> None:
-    puller = Puller(standby, repository)
+    puller = Puller(standby, repository, rate_bytes_s=config.rate_limit)
     with low_priority_executor() as low_priority, ThreadPoolExecutor(2, thread_name_prefix="read") as readers:
         exports = BackupExports(repository.open, low_priority)
         for record in (await repository.list()).backups:
@@ -102,7 +102,9 @@ async def _background(work: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
 
 @asynccontextmanager
 async def _repository(config: BackupNodeConfig) -> AsyncIterator[Repository]:
-    repository = await open_directory(config.repository_path, level=config.compression_level)
+    repository = await open_directory(
+        config.repository_path, level=config.compression_level, secret=config.encryption.secret()
+    )
     try:
         yield repository
     finally:

@@ -5,6 +5,9 @@ Invariants:
   carries this repository's mark in its name, and is deleted before the next backup.
 - What is written is gapless, of the snapshot's size, and matched its checksums. A stream that breaks is taken up where
   the repository stands, from the same snapshot (told by its uuid), or the backup fails.
+- An incremental starts from an instant that both the manifest of its base and the standby name, in the same life of the
+  volume. What is not known for certain to be unchanged is read. A sample of what was called unchanged is compared each
+  time; one difference is an alarm, and everything is read.
 - One backup of a volume at a time.
 """
 
@@ -14,39 +17,24 @@ import asyncio
 import logging
 import secrets
 import time
-from collections.abc import Callable, Iterator
-from contextlib import aclosing, contextmanager
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import replace
 from typing import Final
 
 from stillpoint.config import check_name
-from stillpoint.errors import InvalidRequest, NotFound, PeerUnavailable, ProtocolError, Refused, StillpointError
+from stillpoint.errors import DataCorrupt, NotFound, Refused, StillpointError
 
+from .audit import AuditMiss, audit
 from .progress import Progress, Report
 from .repository import BackupRecord, BackupWriter, Origin, Repository
-from .standby_client import DamagedInTransit, SnapshotDescription, SnapshotName, StandbyClient
+from .source import RetryPolicy, Source, joined
+from .standby_client import DamagedInTransit, SnapshotName, StandbyClient
 
 logger = logging.getLogger(__name__)
 
 # Backups at once; each may hold 20 MiB. More of them wait for their turn, before they take their snapshots.
 _RUNNING_MAX: Final = 4
-
-
-@dataclass(frozen=True, slots=True)
-class RetryPolicy:
-    """How long a broken stream is taken up again.
-
-    attempts: in a row without a byte gained, after delays that double from `first_delay_s` to `delay_s_max`.
-    interruptions_max: of one backup in all.
-    """
-
-    attempts: int = 8
-    first_delay_s: float = 0.2
-    delay_s_max: float = 5.0
-    interruptions_max: int = 100
-
-    def delay_s(self, attempt: int) -> float:
-        return min(self.delay_s_max, self.first_delay_s * 2.0**attempt)
 
 
 class Puller:
@@ -58,12 +46,15 @@ class Puller:
         repository: Repository,
         *,
         retry: RetryPolicy | None = None,
+        rate_bytes_s: int = 0,
         clock: Callable[[], int] = time.time_ns,
     ) -> None:
+        """rate_bytes_s: of each backup, as received from the standby; 0: no limit."""
         self._standby = standby
         self._repository = repository
         self._retry = retry or RetryPolicy()
         self._clock = clock
+        self._rate_bytes_s = rate_bytes_s
         self._running: set[str] = set()
         self._turns = asyncio.Semaphore(_RUNNING_MAX)
         self._taken: set[SnapshotName] = set()
@@ -75,8 +66,10 @@ class Puller:
     def running(self) -> int:
         return len(self._running)
 
-    async def run(self, volume: str, *, snapshot: str = "", report: Report) -> BackupRecord:
+    async def run(self, volume: str, *, snapshot: str = "", full: bool = False, report: Report) -> BackupRecord:
         """Back up the snapshot named, or one taken for this.
+
+        full: read all of it, whatever the standby says has changed. What is stored already is not stored again.
 
         Raises Refused while a backup of the volume is running, PeerUnavailable when the standby cannot be reached or
         stays away, ProtocolError, DeviceError, and what the standby says. Nothing is left behind then, nor when
@@ -88,21 +81,25 @@ class Puller:
         with self._only_one(volume):
             report(Progress("snapshot"))
             async with self._turns:
-                return await self._run(volume, snapshot, report)
+                return await self._run(volume, snapshot, report, full=full)
 
-    async def _run(self, volume: str, snapshot: str, report: Report) -> BackupRecord:
+    async def _run(self, volume: str, snapshot: str, report: Report, *, full: bool) -> BackupRecord:
         if snapshot:
-            return await self._pull(SnapshotName(volume, snapshot), report)
+            return await self._pull(SnapshotName(volume, snapshot), report, full=full)
         await self.sweep()
         name = SnapshotName(volume, f"{self._mark}{_stamp(self._clock())}")
         self._taken.add(name)
+        bookmark = ""
         try:
             if not await self._standby.create_snapshot(name):
                 # Still the volume as of some instant, only an older one than the operator may think.
                 logger.warning("volume %s is backed up as the standby last had it: it is not in sync", volume)
-            return await self._pull(name, report)
+            record = await self._pull(name, report, full=full)
+            # The base of the next one: an instant, without the space of a snapshot.
+            bookmark = name.name
+            return record
         finally:
-            await self._release(name)
+            await self._release(name, bookmark)
 
     async def sweep(self) -> None:
         """Delete the snapshots that backups of this repository left on the standby. Raises PeerUnavailable."""
@@ -116,20 +113,26 @@ class Puller:
                 except Refused as error:
                     logger.warning("the snapshot %s cannot be deleted now: %s", snapshot, error)
 
-    async def _release(self, snapshot: SnapshotName) -> None:
+    async def _release(self, snapshot: SnapshotName, bookmark: str) -> None:
         # A task of its own: whoever is cancelled a second time does not take it along.
-        task = asyncio.create_task(self._delete_taken(snapshot))
+        task = asyncio.create_task(self._delete_taken(snapshot, bookmark))
         self._releases.add(task)
         task.add_done_callback(self._releases.discard)
         await asyncio.shield(task)
 
-    async def _delete_taken(self, snapshot: SnapshotName) -> None:
+    async def _delete_taken(self, snapshot: SnapshotName, bookmark: str) -> None:
         try:
-            await self._standby.delete_snapshot(snapshot)
+            await self._standby.delete_snapshot(snapshot, bookmark=bookmark)
+            if bookmark:
+                for old in await self._standby.list_bookmarks(snapshot.volume):
+                    if old.startswith(self._mark) and old != bookmark:
+                        await self._standby.delete_bookmark(snapshot.volume, old)
         except NotFound:
             pass  # it was never made
         except StillpointError as error:
-            logger.warning("the snapshot %s stays on the standby until the next backup: %s", snapshot, error)
+            logger.warning(
+                "the snapshot or bookmark %s stays on the standby until the next backup: %s", snapshot, error
+            )
         finally:
             self._taken.discard(snapshot)
 
@@ -143,8 +146,8 @@ class Puller:
         finally:
             self._running.discard(volume)
 
-    async def _pull(self, snapshot: SnapshotName, report: Report) -> BackupRecord:
-        source = _Source(self._standby, snapshot, self._retry)
+    async def _pull(self, snapshot: SnapshotName, report: Report, *, full: bool) -> BackupRecord:
+        source = Source(self._standby, snapshot, self._retry, rate_bytes_s=self._rate_bytes_s)
         description = await source.describe()
         origin = Origin(
             volume=snapshot.volume,
@@ -152,93 +155,67 @@ class Puller:
             snapshot=snapshot.name,
             size=description.size,
             snapshot_ns=description.created_ns,
+            incarnation=description.incarnation,
+            generation=description.generation,
         )
+        alarm = ""
+        if not full:
+            try:
+                record = await self._pull_changes(source, origin, report)
+                if record is not None:
+                    return record
+            except AuditMiss as miss:
+                alarm = str(miss)
+                logger.error("change tracking of the standby is wrong, so everything is compared: %s", miss)
+            except DataCorrupt as error:
+                if isinstance(error, DamagedInTransit):
+                    raise
+                logger.warning("the last backup cannot be built on, so everything is read: %s", error)
+        async with self._writer(origin) as writer:
+            await source.copy(writer, report)
+            return await self._commit(writer, source, report, alarm=alarm)
+
+    async def _pull_changes(self, source: Source, origin: Origin, report: Report) -> BackupRecord | None:
+        """None: there is nothing to build on. Raises AuditMiss, and DataCorrupt when the base is damaged."""
+        base = self._base_of(origin, (await self._repository.list(origin.volume)).backups)
+        if base is None:
+            return None
+        changed = await source.changed_since(base.origin.incarnation, base.origin.generation)
+        if changed is None:
+            logger.info("the standby does not know the last backup's instant", extra={"base": base.id})
+            return None
+        async with self._writer(replace(origin, base=base.id)) as writer:
+            wanted = joined([*changed, *writer.missing])
+            await audit(source, self._repository, base.id, wanted)
+            await source.copy(writer, report, only=wanted)
+            return await self._commit(writer, source, report)
+
+    def _base_of(self, origin: Origin, backups: Sequence[BackupRecord]) -> BackupRecord | None:
+        """The backup of the latest instant in the same life of the volume, not after the snapshot's."""
+        fitting = [
+            record
+            for record in backups
+            if record.origin.incarnation == origin.incarnation != ""
+            and record.origin.volume_uuid == origin.volume_uuid
+            and record.origin.size == origin.size
+            and record.origin.generation <= origin.generation
+        ]
+        return max(fitting, key=lambda record: record.origin.generation, default=None)
+
+    @asynccontextmanager
+    async def _writer(self, origin: Origin) -> AsyncIterator[BackupWriter]:
+        """Aborted unless it was committed."""
         writer = await self._repository.begin(origin)
         try:
-            received_bytes = await source.copy(writer, report)
-            report(Progress("commit", description.size, description.size, received_bytes))
-            record = await writer.commit(received_bytes=received_bytes)
-        except BaseException:
+            yield writer
+        finally:
             await writer.abort()
-            raise
-        logger.info("backup committed", extra={"backup": record.id, "snapshot": str(snapshot)})
+
+    async def _commit(self, writer: BackupWriter, source: Source, report: Report, *, alarm: str = "") -> BackupRecord:
+        report(Progress("commit", writer.position, writer.position, source.received_bytes))
+        record = await writer.commit(received_bytes=source.received_bytes, alarm=alarm)
+        logger.info("backup committed", extra={"backup": record.id, "base": record.origin.base or ""})
         return record
-
-
-class _Source:
-    """One snapshot, read from its first byte to its last over as many streams as it takes."""
-
-    def __init__(self, standby: StandbyClient, snapshot: SnapshotName, retry: RetryPolicy) -> None:
-        self._standby = standby
-        self._snapshot = snapshot
-        self._retry = retry
-        self._description: SnapshotDescription | None = None
-        self._received_bytes = 0
-
-    async def describe(self) -> SnapshotDescription:
-        """Raises NotFound, or PeerUnavailable when the export process stays away."""
-        attempt = 0
-        while True:
-            try:
-                description = await self._standby.describe_snapshot(self._snapshot)
-                break
-            except PeerUnavailable:
-                attempt += 1
-                if attempt >= self._retry.attempts:
-                    raise
-                await asyncio.sleep(self._retry.delay_s(attempt - 1))
-        if description.size <= 0:
-            raise InvalidRequest(f"snapshot {self._snapshot} has no bytes")
-        self._description = description
-        return description
-
-    async def copy(self, writer: BackupWriter, report: Report) -> int:
-        """Give all of it to the writer. Returns the bytes of data received."""
-        attempt = interruptions = 0
-        while True:
-            start = writer.position
-            try:
-                if interruptions:
-                    await self._check_it_is_the_same()
-                await self._copy_stream(writer, report)
-                return self._received_bytes
-            except (PeerUnavailable, DamagedInTransit) as error:
-                attempt = 1 if writer.position > start else attempt + 1
-                interruptions += 1
-                if attempt >= self._retry.attempts or interruptions >= self._retry.interruptions_max:
-                    raise type(error)(
-                        f"backup of {self._snapshot} given up at byte {writer.position} after {interruptions}"
-                        f" interruptions: {error}"
-                    ) from None
-                logger.warning(
-                    "the stream broke; taking it up again",
-                    extra={"snapshot": str(self._snapshot), "offset": writer.position, "reason": str(error)},
-                )
-            await asyncio.sleep(self._retry.delay_s(attempt - 1))
-
-    async def _check_it_is_the_same(self) -> None:
-        description = await self._standby.describe_snapshot(self._snapshot)
-        if description != self._description:
-            raise Refused(f"snapshot {self._snapshot} was replaced by another while it was backed up; start again")
-
-    async def _copy_stream(self, writer: BackupWriter, report: Report) -> None:
-        assert self._description is not None
-        size = self._description.size
-        async with aclosing(self._standby.read_snapshot(self._snapshot, offset=writer.position)) as messages:
-            async for chunk in messages:
-                if chunk.offset != writer.position or not 0 < chunk.length <= size - chunk.offset:
-                    raise ProtocolError(
-                        f"the standby sent bytes {chunk.offset}+{chunk.length} of {self._snapshot}"
-                        f" ({size} bytes) where {writer.position} is due"
-                    )
-                if chunk.hole_length:
-                    await writer.hole(chunk.hole_length)
-                else:
-                    await writer.write(chunk.data)
-                    self._received_bytes += chunk.length
-                report(Progress("read", writer.position, size, self._received_bytes))
-        if writer.position < size:
-            raise PeerUnavailable(f"the standby ended the stream at byte {writer.position} of {size}")
 
 
 def _stamp(now_ns: int) -> str:

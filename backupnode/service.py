@@ -79,7 +79,7 @@ class BackupService(backup_pb2_grpc.BackupServiceServicer):
             await context.write(backup_pb2.BackupEvent(progress=progress_message(progress)))
 
         async def job(report: Report) -> BackupRecord:
-            record = await self._puller.run(request.volume, snapshot=request.snapshot, report=report)
+            record = await self._puller.run(request.volume, snapshot=request.snapshot, full=request.full, report=report)
             # Here, so that it is exported also when nobody waits for the answer any more.
             self._exports.add(record)
             return record

@@ -12,6 +12,7 @@ import grpc
 
 from stillpoint.config import Address
 from stillpoint.errors import DataCorrupt, PeerUnavailable
+from stillpoint.extents import Extent
 from stillpoint.wire import chunks, streams
 from stillpoint.wire.channel import open_channel
 from stillpoint.wire.status import from_rpc_error
@@ -41,6 +42,8 @@ class SnapshotDescription:
     volume_uuid: str
     size: int
     created_ns: int
+    incarnation: str = ""  # of the volume's block history; "": the standby keeps none
+    generation: int = 0
 
 
 class StandbyClient:
@@ -65,8 +68,9 @@ class StandbyClient:
             answer = await self._standby.CreateSnapshot(request, timeout=_CALL_TIMEOUT_S)
         return all(made.in_sync for made in answer.snapshots)
 
-    async def delete_snapshot(self, snapshot: SnapshotName) -> None:
-        request = standby_pb2.DeleteSnapshotRequest(volume=snapshot.volume, name=snapshot.name)
+    async def delete_snapshot(self, snapshot: SnapshotName, *, bookmark: str = "") -> None:
+        """bookmark: remember the instant under this name."""
+        request = standby_pb2.DeleteSnapshotRequest(volume=snapshot.volume, name=snapshot.name, bookmark=bookmark)
         with _named_errors(self._standby_peer):
             await self._standby.DeleteSnapshot(request, timeout=_CALL_TIMEOUT_S)
 
@@ -75,18 +79,61 @@ class StandbyClient:
             answer = await self._standby.ListSnapshots(standby_pb2.ListSnapshotsRequest(), timeout=_CALL_TIMEOUT_S)
         return [SnapshotName(snapshot.volume, snapshot.name) for snapshot in answer.snapshots]
 
+    async def list_bookmarks(self, volume: str) -> list[str]:
+        request = standby_pb2.ListBookmarksRequest(volume=volume)
+        with _named_errors(self._standby_peer):
+            answer = await self._standby.ListBookmarks(request, timeout=_CALL_TIMEOUT_S)
+        return [bookmark.name for bookmark in answer.bookmarks]
+
+    async def delete_bookmark(self, volume: str, name: str) -> None:
+        request = standby_pb2.BookmarkName(volume=volume, name=name)
+        with _named_errors(self._standby_peer):
+            await self._standby.DeleteBookmark(request, timeout=_CALL_TIMEOUT_S)
+
+    async def changed_extents(
+        self, snapshot: SnapshotName, *, incarnation: str, generation: int
+    ) -> list[Extent] | None:
+        """What may differ between the instant given and the snapshot, as the standby says; the caller checks it.
+
+        None: the standby does not know that instant.
+        """
+        request = export_pb2.ChangedExtentsRequest(
+            volume=snapshot.volume, snapshot=snapshot.name, base_incarnation=incarnation, base_generation=generation
+        )
+        extents: list[Extent] = []
+        known: bool | None = None
+        with _named_errors(self._export_peer):
+            async with asyncio.timeout(_READ_TIMEOUT_S):
+                async for part in self._export.ChangedExtents(request):
+                    known = part.known if known is None else known
+                    if not known:
+                        return None
+                    extents += map(Extent, part.offsets, part.lengths)
+        return extents if known else None
+
     async def describe_snapshot(self, snapshot: SnapshotName) -> SnapshotDescription:
         request = export_pb2.DescribeSnapshotRequest(volume=snapshot.volume, snapshot=snapshot.name)
         with _named_errors(self._export_peer):
             answer = await self._export.DescribeSnapshot(request, timeout=_CALL_TIMEOUT_S)
-        return SnapshotDescription(answer.snapshot_uuid, answer.volume_uuid, answer.size, answer.created_ns)
+        return SnapshotDescription(
+            answer.snapshot_uuid,
+            answer.volume_uuid,
+            answer.size,
+            answer.created_ns,
+            answer.incarnation,
+            answer.generation,
+        )
 
-    async def read_snapshot(self, snapshot: SnapshotName, *, offset: int) -> AsyncGenerator[chunks.DecodedChunk, None]:
-        """The snapshot's bytes from `offset` on, as the standby sends them; the caller checks their order.
+    async def read_snapshot(
+        self, snapshot: SnapshotName, *, offset: int, length: int
+    ) -> AsyncGenerator[chunks.DecodedChunk, None]:
+        """The snapshot's bytes in the range, as the standby sends them; the caller checks their order.
 
         Iterate it within `contextlib.aclosing`: leaving it ends the call. Raises DamagedInTransit, ProtocolError.
         """
-        request = export_pb2.ReadSnapshotRequest(volume=snapshot.volume, snapshot=snapshot.name, offset=offset)
+        request = export_pb2.ReadSnapshotRequest(
+            volume=snapshot.volume, snapshot=snapshot.name, offset=offset, length=length
+        )
         call: Any = streams.read_snapshot(self._export_channel, request)
         try:
             messages: AsyncIterator[bytes] = aiter(call)

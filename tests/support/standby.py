@@ -29,7 +29,10 @@ Fault = Callable[[bytes, int], list[bytes]]
 
 @dataclass
 class StandInStandby(standby_pb2_grpc.StandbyServiceServicer, export_pb2_grpc.ExportServiceServicer):
-    """`volumes` by name. A snapshot shares its volume's device: the tests leave that alone meanwhile."""
+    """`volumes` by name. A snapshot shares its volume's device: the tests leave that alone meanwhile.
+
+    Changes are what `note_changed` was told of since the base's generation.
+    """
 
     volumes: dict[str, BlockDevice]
     snapshots: dict[tuple[str, str], standby_pb2.Snapshot] = field(default_factory=dict)
@@ -38,6 +41,10 @@ class StandInStandby(standby_pb2_grpc.StandbyServiceServicer, export_pb2_grpc.Ex
     stream_count: int = 0
     delay_s: float = 0.0  # before each message
     created_count: int = 0
+    incarnation: str = "life-1"
+    bookmarks: dict[tuple[str, str], int] = field(default_factory=dict)
+    changes: list[tuple[int, Extent]] = field(default_factory=list)
+    sent_bytes: int = 0
 
     def add_to(self, server: grpc.aio.Server) -> None:
         add_standby: Any = standby_pb2_grpc.add_StandbyServiceServicer_to_server
@@ -60,6 +67,7 @@ class StandInStandby(standby_pb2_grpc.StandbyServiceServicer, export_pb2_grpc.Ex
             state=standby_pb2.SNAPSHOT_STATE_ACTIVE,
             size=self.volumes[volume].size,
             in_sync=True,
+            generation=self.created_count,
             created_ns=time.time_ns(),
         )
         self.snapshots[volume, request.name] = snapshot
@@ -71,9 +79,43 @@ class StandInStandby(standby_pb2_grpc.StandbyServiceServicer, export_pb2_grpc.Ex
 
     @answers
     async def DeleteSnapshot(self, request: standby_pb2.DeleteSnapshotRequest, _: Context) -> common_pb2.Empty:
-        self._snapshot(request.volume, request.name)
+        snapshot = self._snapshot(request.volume, request.name)
         del self.snapshots[request.volume, request.name]
+        if request.bookmark:
+            self.bookmarks[request.volume, request.bookmark] = snapshot.generation
         return common_pb2.Empty()
+
+    @answers
+    async def ListBookmarks(self, request: standby_pb2.ListBookmarksRequest, _: Context) -> standby_pb2.BookmarkList:
+        marks = [
+            standby_pb2.Bookmark(volume=volume, name=name, incarnation=self.incarnation, generation=generation)
+            for (volume, name), generation in self.bookmarks.items()
+            if volume == request.volume
+        ]
+        return standby_pb2.BookmarkList(bookmarks=marks)
+
+    @answers
+    async def DeleteBookmark(self, request: standby_pb2.BookmarkName, _: Context) -> common_pb2.Empty:
+        del self.bookmarks[request.volume, request.name]
+        return common_pb2.Empty()
+
+    def note_changed(self, offset: int, length: int) -> None:
+        self.changes.append((self.created_count + 1, Extent(offset, length)))
+
+    @answers
+    async def ChangedExtents(
+        self, request: export_pb2.ChangedExtentsRequest, _: Context
+    ) -> AsyncIterator[export_pb2.ChangedExtentsPart]:
+        snapshot = self._snapshot(request.volume, request.snapshot)
+        known = request.base_incarnation == self.incarnation and request.base_generation <= snapshot.generation
+        part = export_pb2.ChangedExtentsPart(known=known)
+        end = 0
+        for birth, extent in sorted(self.changes, key=lambda change: change[1]):
+            if known and birth > request.base_generation and extent.end > end:
+                start, end = max(end, extent.offset), min(extent.end, snapshot.size)
+                part.offsets.append(start)
+                part.lengths.append(end - start)
+        yield part
 
     @answers
     async def DescribeSnapshot(
@@ -88,6 +130,8 @@ class StandInStandby(standby_pb2_grpc.StandbyServiceServicer, export_pb2_grpc.Ex
             size=snapshot.size,
             block_size=65536,
             created_ns=snapshot.created_ns,
+            incarnation=self.incarnation,
+            generation=snapshot.generation,
         )
 
     @answers
@@ -95,19 +139,20 @@ class StandInStandby(standby_pb2_grpc.StandbyServiceServicer, export_pb2_grpc.Ex
         self._snapshot(request.volume, request.snapshot)
         self.stream_count += 1
         fault = self.faults.pop(0) if self.faults else None
-        for index, message in enumerate(self._messages(self.volumes[request.volume], request.offset)):
+        for index, message in enumerate(self._messages(self.volumes[request.volume], request.offset, request.length)):
             await asyncio.sleep(self.delay_s)
             for answer in fault(message, index) if fault else [message]:
                 yield answer
 
-    def _messages(self, device: BlockDevice, offset: int) -> Any:
-        for extent in device.extents(offset, device.size - offset):
+    def _messages(self, device: BlockDevice, offset: int, length: int) -> Any:
+        for extent in device.extents(offset, length or device.size - offset):
             if extent.hole:
                 yield chunks.encode_hole(extent.offset, extent.length)
                 continue
             for piece in split(Extent(extent.offset, extent.length), limit=self.message_size):
                 buffer = bytearray(piece.length)
                 device.read_into(piece.offset, memoryview(buffer))
+                self.sent_bytes += piece.length
                 yield chunks.encode_data(piece.offset, buffer)
 
     def _snapshot(self, volume: str, name: str) -> standby_pb2.Snapshot:

@@ -13,8 +13,9 @@ from pathlib import Path
 import pytest
 
 from backupnode.progress import Progress
-from backupnode.puller import Puller, RetryPolicy
+from backupnode.puller import Puller
 from backupnode.repository import PackRepository, open_directory
+from backupnode.source import RetryPolicy
 from backupnode.standby_client import DamagedInTransit, SnapshotName, StandbyClient
 from stillpoint.config import Address
 from stillpoint.devices import MemoryDevice

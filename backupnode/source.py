@@ -1,0 +1,254 @@
+"""One snapshot of the standby, read in order: all of it as one stream, or some extents of it, many at once.
+
+What arrives is gapless over what was asked for and matches its checksums, or it is asked for again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections import deque
+from collections.abc import AsyncGenerator, Iterable, Iterator, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass
+from typing import Final
+
+from stillpoint.errors import InvalidRequest, PeerUnavailable, ProtocolError, Refused, StillpointError
+from stillpoint.extents import Extent
+from stillpoint.wire.chunks import DecodedChunk
+
+from .progress import Progress, Report
+from .repository import BackupWriter
+from .standby_client import DamagedInTransit, SnapshotDescription, SnapshotName, StandbyClient
+
+logger = logging.getLogger(__name__)
+
+# An extent up to this is fetched as a whole, ahead of its turn; a larger one is streamed.
+_FETCH_BYTES_MAX: Final = 2 << 20
+# Fetched, or being fetched, ahead of their turn.
+_FETCHES: Final = 12
+
+
+@dataclass(frozen=True, slots=True)
+class RetryPolicy:
+    """How long a broken stream is taken up again.
+
+    attempts: in a row without a byte gained, after delays that double from `first_delay_s` to `delay_s_max`.
+    interruptions_max: of one backup in all.
+    """
+
+    attempts: int = 8
+    first_delay_s: float = 0.2
+    delay_s_max: float = 5.0
+    interruptions_max: int = 100
+
+    def delay_s(self, attempt: int) -> float:
+        return min(self.delay_s_max, self.first_delay_s * 2.0**attempt)
+
+
+class Source:
+    """`describe` comes first. `received_bytes`: of data, so far."""
+
+    def __init__(
+        self, standby: StandbyClient, snapshot: SnapshotName, retry: RetryPolicy, *, rate_bytes_s: int = 0
+    ) -> None:
+        self.snapshot = snapshot
+        self.received_bytes = 0
+        self._standby = standby
+        self._retry = retry
+        self._rate_bytes_s = rate_bytes_s
+        self._started_s = time.monotonic()
+        self._description: SnapshotDescription | None = None
+        self._interruptions = 0
+
+    async def describe(self) -> SnapshotDescription:
+        """Raises NotFound, or PeerUnavailable when the export process stays away."""
+        attempt = 0
+        while True:
+            try:
+                description = await self._standby.describe_snapshot(self.snapshot)
+                break
+            except PeerUnavailable:
+                attempt += 1
+                if attempt >= self._retry.attempts:
+                    raise
+                await asyncio.sleep(self._retry.delay_s(attempt - 1))
+        if description.size <= 0:
+            raise InvalidRequest(f"snapshot {self.snapshot} has no bytes")
+        self._description = description
+        return description
+
+    async def changed_since(self, incarnation: str, generation: int) -> Sequence[Extent] | None:
+        """In order, joined. None when the standby cannot tell. Raises ProtocolError for extents that make no sense."""
+        try:
+            extents = await self._standby.changed_extents(self.snapshot, incarnation=incarnation, generation=generation)
+        except StillpointError as error:
+            # Of an older release, or in trouble that reading will show.
+            logger.warning("the standby cannot tell what changed: %s", error)
+            return None
+        if extents is None:
+            return None
+        end = 0
+        for extent in extents:
+            if extent.offset < end or extent.length <= 0 or extent.end > self._size:
+                raise ProtocolError(f"the standby named changes of {self.snapshot} that are out of order or range")
+            end = extent.end
+        return joined(extents)
+
+    async def read(self, extent: Extent) -> bytes:
+        """A small extent as a whole."""
+        data = bytearray(extent.length)
+        for chunk in await self._fetch(extent):
+            start = chunk.offset - extent.offset
+            data[start : start + len(chunk.data)] = chunk.data
+        return bytes(data)
+
+    async def copy(self, writer: BackupWriter, report: Report, *, only: Sequence[Extent] | None = None) -> None:
+        """Give the writer all of the snapshot, or these extents, in order, and the rest as unchanged."""
+        wanted = [Extent(0, self._size)] if only is None else only
+        async with aclosing(self._in_turn(wanted)) as fetched:
+            async for extent, chunks in fetched:
+                if extent.offset > writer.position:
+                    await writer.unchanged(extent.offset - writer.position)
+                if chunks is None:
+                    await self._stream(writer, extent.end, report)
+                else:
+                    await self._give(writer, chunks)
+                report(Progress("read", writer.position, self._size, self.received_bytes))
+        if self._size > writer.position:
+            await writer.unchanged(self._size - writer.position)
+        report(Progress("read", writer.position, self._size, self.received_bytes))
+
+    @property
+    def _size(self) -> int:
+        assert self._description is not None
+        return self._description.size
+
+    async def _in_turn(
+        self, wanted: Iterable[Extent]
+    ) -> AsyncGenerator[tuple[Extent, Sequence[DecodedChunk] | None], None]:
+        """Each extent with its bytes; without them when it is to be streamed."""
+        ahead: deque[tuple[Extent, asyncio.Task[Sequence[DecodedChunk]] | None]] = deque()
+        rest = iter(wanted)
+        try:
+            while True:
+                while len(ahead) < _FETCHES and (extent := next(rest, None)) is not None:
+                    small = extent.length <= _FETCH_BYTES_MAX
+                    ahead.append((extent, asyncio.create_task(self._fetch(extent)) if small else None))
+                if not ahead:
+                    return
+                extent, task = ahead[0]
+                chunks = await task if task is not None else None
+                ahead.popleft()
+                yield extent, chunks
+        finally:
+            tasks = [task for _, task in ahead if task is not None]
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _fetch(self, extent: Extent) -> Sequence[DecodedChunk]:
+        attempt = 0
+        while True:
+            try:
+                if attempt:
+                    await self._check_it_is_the_same()
+                return [chunk async for chunk in self._messages(extent)]
+            except (PeerUnavailable, DamagedInTransit) as error:
+                attempt += 1
+                self._interrupted(error, attempt, extent.offset)
+            await asyncio.sleep(self._retry.delay_s(attempt - 1))
+
+    async def _stream(self, writer: BackupWriter, end: int, report: Report) -> None:
+        attempt = 0
+        while True:
+            start = writer.position
+            try:
+                if self._interruptions:
+                    await self._check_it_is_the_same()
+                async with aclosing(self._messages(Extent(start, end - start))) as messages:
+                    async for chunk in messages:
+                        await self._give(writer, [chunk])
+                        report(Progress("read", writer.position, self._size, self.received_bytes))
+                return
+            except (PeerUnavailable, DamagedInTransit) as error:
+                attempt = 1 if writer.position > start else attempt + 1
+                self._interrupted(error, attempt, writer.position)
+            await asyncio.sleep(self._retry.delay_s(attempt - 1))
+
+    async def _give(self, writer: BackupWriter, chunks: Sequence[DecodedChunk]) -> None:
+        for chunk in chunks:
+            assert chunk.offset == writer.position
+            if chunk.hole_length:
+                await writer.hole(chunk.hole_length)
+            else:
+                await writer.write(chunk.data)
+
+    async def _messages(self, extent: Extent) -> AsyncGenerator[DecodedChunk, None]:
+        """Gapless over the extent. Raises PeerUnavailable when the stream ends early."""
+        position = extent.offset
+        stream = self._standby.read_snapshot(self.snapshot, offset=extent.offset, length=extent.length)
+        async with aclosing(stream) as messages:
+            async for chunk in messages:
+                if chunk.offset != position or not 0 < chunk.length <= extent.end - position:
+                    raise ProtocolError(
+                        f"the standby sent bytes {chunk.offset}+{chunk.length} of {self.snapshot}"
+                        f" ({self._size} bytes) where {position} is due"
+                    )
+                position += chunk.length
+                self.received_bytes += len(chunk.data)
+                await self._pace()
+                yield chunk
+        if position < extent.end:
+            raise PeerUnavailable(f"the standby ended the stream at byte {position} of {extent.end}")
+
+    async def _pace(self) -> None:
+        if self._rate_bytes_s:
+            early_s = self.received_bytes / self._rate_bytes_s - (time.monotonic() - self._started_s)
+            if early_s > 0.01:
+                await asyncio.sleep(early_s)
+
+    def _interrupted(self, error: StillpointError, attempt: int, offset: int) -> None:
+        """Raises it, with what was being done, when that was once too often."""
+        self._interruptions += 1
+        if attempt >= self._retry.attempts or self._interruptions >= self._retry.interruptions_max:
+            raise type(error)(
+                f"backup of {self.snapshot} given up at byte {offset} after {self._interruptions}"
+                f" interruptions: {error}"
+            ) from None
+        logger.warning(
+            "the stream broke; taking it up again",
+            extra={"snapshot": str(self.snapshot), "offset": offset, "reason": str(error)},
+        )
+
+    async def _check_it_is_the_same(self) -> None:
+        description = await self._standby.describe_snapshot(self.snapshot)
+        if description != self._description:
+            raise Refused(f"snapshot {self.snapshot} was replaced by another while it was backed up; start again")
+
+
+def joined(extents: Iterable[Extent]) -> list[Extent]:
+    """The same bytes in order, each once, neighbours in one extent."""
+    result: list[Extent] = []
+    for extent in sorted(extents):
+        if result and extent.offset <= result[-1].end:
+            last = result.pop()
+            extent = Extent(last.offset, max(last.end, extent.end) - last.offset)
+        result.append(extent)
+    return result
+
+
+def without(whole: Extent, extents: Sequence[Extent]) -> list[Extent]:
+    """What of `whole` lies in none of the extents, which are in order and joined."""
+    return list(_gaps(whole, extents))
+
+
+def _gaps(whole: Extent, extents: Sequence[Extent]) -> Iterator[Extent]:
+    position = whole.offset
+    for extent in extents:
+        if extent.offset > position:
+            yield Extent(position, extent.offset - position)
+        position = max(position, extent.end)
+    if whole.end > position:
+        yield Extent(position, whole.end - position)
