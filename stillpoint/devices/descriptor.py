@@ -95,13 +95,17 @@ class DescriptorDevice:
             done += count
 
     def write(self, offset: int, buffers: Sequence[Buffer]) -> None:
-        length = len(buffers[0]) if len(buffers) == 1 else sum(map(len, buffers))
+        single = len(buffers) == 1
+        length = len(buffers[0]) if single else sum(map(len, buffers))
         if self._read_only or offset < 0 or length > self._size - offset:
             self._check_writable(offset, length)
         if not length:
             return
         try:
-            done = os.pwritev(self._descriptor, buffers[:_IOV_MAX], offset)
+            if single:  # the hot path, and the cheaper call
+                done = os.pwrite(self._descriptor, buffers[0], offset)
+            else:
+                done = os.pwritev(self._descriptor, buffers[:_IOV_MAX], offset)
             if done < length:
                 self._write_rest(offset, buffers, done=done)
         except OSError as error:

@@ -133,15 +133,17 @@ def test_errors_name_the_path_the_place_and_the_errno(path: Path) -> None:
 
 def test_short_writes_are_continued(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     device = FileDevice.create(path, SIZE)
-    real = os.pwritev
+    real = os.pwrite
 
     def pwritev(descriptor: int, buffers: list[memoryview], offset: int) -> int:
-        return real(descriptor, [memoryview(b"".join(buffers))[:7]], offset)
+        return real(descriptor, b"".join(buffers)[:7], offset)
 
     monkeypatch.setattr(os, "pwritev", pwritev)
-    data = os.urandom(100)
-    device.write(5, [data[:3], data[3:50], data[50:]])
-    assert path.read_bytes()[5:105] == data
+    monkeypatch.setattr(os, "pwrite", lambda descriptor, buffer, offset: real(descriptor, buffer[:7], offset))
+    data = os.urandom(200)
+    device.write(5, [data[:3], data[3:50], data[50:100]])
+    device.write(105, [data[100:]])
+    assert path.read_bytes()[5:205] == data
     device.close()
 
 
@@ -181,14 +183,18 @@ def test_zeroes_are_written_where_the_file_system_cannot_punch(
     device.close()
 
 
-def test_a_full_disk_is_an_error_of_its_own_number(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def pwritev(*_: object) -> int:
+@pytest.mark.parametrize("buffers", [[b"x"], [b"x", b"y"]])
+def test_a_full_disk_is_an_error_of_its_own_number(
+    path: Path, monkeypatch: pytest.MonkeyPatch, buffers: list[bytes]
+) -> None:
+    def refuse(*_: object) -> int:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(os, "pwritev", pwritev)
+    monkeypatch.setattr(os, "pwrite", refuse)
+    monkeypatch.setattr(os, "pwritev", refuse)
     device = FileDevice.create(path, SIZE)
     with pytest.raises(DeviceError) as raised:
-        device.write(0, [b"x"])
+        device.write(0, buffers)
     assert raised.value.errno == errno.ENOSPC
     device.close()
 
