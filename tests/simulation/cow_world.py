@@ -20,6 +20,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, Future
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -223,11 +224,17 @@ class World:
         catalog.Catalog.append, birth.BirthMap.synchronize = stepping_append, stepping_synchronize
         # A log this small fills every few batches, so that switching halves is part of every history.
         logged_store._LOG_SHARE, logged_store._LOG_SIZE_MIN = 1 << 20, 4096
+        # The first sequence of a store is drawn by the machine: it would be the one thing not to follow from the seed.
+        secrets, logged_store.secrets = logged_store.secrets, SimpleNamespace(randbits=self.choose_sequence)
         try:
             yield
         finally:
             catalog.Catalog.append, birth.BirthMap.synchronize = append, synchronize
             logged_store._LOG_SHARE, logged_store._LOG_SIZE_MIN = share, least
+            logged_store.secrets = secrets
+
+    def choose_sequence(self, bits: int) -> int:
+        return self.choose.getrandbits(bits)
 
     def _module(self, name: str) -> Any:
         return importlib.import_module(f"{self.cow.__name__}.{name}")
@@ -469,6 +476,9 @@ class History:
             return
         name = self.choose.choice(list(self.shots))
         snapshot = engine.get(name)
+        own = await engine.changed(name, base=snapshot.generation, incarnation=engine.incarnation)
+        if not own.known or own.extents:
+            raise Violation(f"{name} differs from itself: {own}")
         generation, incarnation, image = self.choose.choice(self.marks)
         if generation > snapshot.generation:
             return

@@ -17,6 +17,14 @@ _HISTORIES = int(os.environ.get("SNAPSHOT_HISTORIES", "200"))
 _FIRST_SEED = int(os.environ.get("SNAPSHOT_SEED", "0"))
 
 
+def test_a_history_follows_from_its_seed_alone() -> None:
+    for seed in range(4):
+        first, second = History(standby.cow, seed), History(standby.cow, seed)
+        first.run()
+        second.run()
+        assert first.choose.getstate() == second.choose.getstate()
+
+
 @pytest.mark.timeout(60 + _HISTORIES)
 def test_no_crash_loses_or_changes_a_snapshot() -> None:
     states = 0

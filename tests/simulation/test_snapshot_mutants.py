@@ -128,14 +128,13 @@ MUTANTS = (
         "logged_store.py",
         "            self.device.flush()\n            self.device.write(offset,",
         "            self.device.write(offset,",
-        seed=214,
+        seed=367,
     ),
     Mutant(
         "slots change hands without a mark",
         "logged_store.py",
         '        """Before slots change hands: say durably that every record so far is durable."""\n',
         "        return\n",
-        seed=170,
     ),
     Mutant(
         "compaction drops records that are needed",
@@ -148,6 +147,36 @@ MUTANTS = (
         "changed.py",
         "as_of > base",
         "as_of > base + 1",
+    ),
+    Mutant(
+        "changed extents forget the births in records",
+        "changed.py",
+        "            as_of[here] = born[here]\n",
+        "            pass\n",
+    ),
+    Mutant(
+        "a hash does not find the last block of a range",
+        "hash_map.py",
+        "np.arange(first + 1, first + 1 + count)",
+        "np.arange(first + 1, first + count)",
+    ),
+    Mutant(
+        "an ordered map forgets the smaller tables it merges",
+        "ordered_map.py",
+        "merged = joined([*parts, entries])\n",
+        "merged = joined([*parts[1:], entries])\n        total = len(merged.blocks)\n",
+    ),
+    Mutant(
+        "an unordered map counts an entry too few",
+        "unordered_map.py",
+        "self._words[_COUNT] = end",
+        "self._words[_COUNT] = end - 1",
+    ),
+    Mutant(
+        "a store that grows does not carry its records over",
+        "logged_store.py",
+        "        for volume, block_size, records in _needed(self._read_batches(), self._live):\n",
+        "        for volume, block_size, records in () if device_size else _needed(self._read_batches(), self._live):\n",
     ),
     Mutant(
         "memory is taken for durable",
