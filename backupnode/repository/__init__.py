@@ -5,7 +5,7 @@ from .check import CheckReport
 from .collection import CollectionReport
 from .interface import BackupReader, BackupRecord, BackupWriter, Listing, Origin, Repository
 from .keys import Secret
-from .repository import PackRepository, open_directory
+from .repository import PackRepository, ReadOnlyRepository, open_directory
 
 __all__ = [
     "BackupId",
@@ -17,6 +17,7 @@ __all__ = [
     "Listing",
     "Origin",
     "PackRepository",
+    "ReadOnlyRepository",
     "Repository",
     "Secret",
     "open_directory",

@@ -176,20 +176,11 @@ class PackRepository:
 
     def ids(self) -> Iterator[BackupId]:
         """Of all backups, those whose manifests are damaged included."""
-        for name in self.storage.names(_MANIFESTS):
-            with contextlib.suppress(InvalidRequest):
-                yield parse_backup_id(name)
+        return manifest_ids(self.storage)
 
     def manifest(self, backup: BackupId) -> Manifest:
         """Raises NotFound, DataCorrupt, DeviceError."""
-        try:
-            data = self.storage.read(f"{_MANIFESTS}/{parse_backup_id(backup)}")
-        except NotFound:
-            raise NotFound(f"there is no backup {backup}") from None
-        try:
-            manifest = Manifest.decode(data, backup=backup, key=self.packs.keys.manifest)
-        except (DataCorrupt, Refused) as error:
-            raise type(error)(f"backup {backup} is damaged: its manifest: {error}") from None
+        manifest = read_manifest(self.storage, backup, self.packs.keys.manifest)
         note = self._notes.get(backup)
         record = replace(manifest.record, verified_ns=note.verified_ns, protected=note.protected)
         return replace(manifest, record=record)
@@ -232,19 +223,8 @@ class PackRepository:
             self._write_cache()
 
     def _list(self, volume: str | None) -> Listing:
-        backups, damaged = [], []
-        for backup in self.ids():
-            try:
-                record = self.manifest(backup).record
-            except NotFound:
-                continue  # deleted meanwhile
-            except (DataCorrupt, Refused) as error:
-                logger.warning("%s", error)
-                damaged.append(backup)
-                continue
-            if volume in (None, record.origin.volume):
-                backups.append(record)
-        return Listing(sorted(backups, key=lambda record: (record.origin.snapshot_ns, record.id)), damaged)
+        listing = list_manifests(self.storage, self.manifest)
+        return replace(listing, backups=[each for each in listing.backups if volume in (None, each.origin.volume)])
 
     def _delete(self, backup: BackupId) -> None:
         name = parse_backup_id(backup)
@@ -277,6 +257,38 @@ class PackRepository:
 
     async def _in_pack_thread(self, call: Callable[[], None]) -> None:
         await asyncio.get_running_loop().run_in_executor(self.packs.thread, call)
+
+
+def manifest_ids(storage: Storage) -> Iterator[BackupId]:
+    for name in storage.names(_MANIFESTS):
+        with contextlib.suppress(InvalidRequest):
+            yield parse_backup_id(name)
+
+
+def read_manifest(storage: Storage, backup: BackupId, key: bytes) -> Manifest:
+    """Raises NotFound, DataCorrupt, Refused, DeviceError."""
+    try:
+        data = storage.read(f"{_MANIFESTS}/{parse_backup_id(backup)}")
+    except NotFound:
+        raise NotFound(f"there is no backup {backup}") from None
+    try:
+        return Manifest.decode(data, backup=backup, key=key)
+    except (DataCorrupt, Refused) as error:
+        raise type(error)(f"backup {backup} is damaged: its manifest: {error}") from None
+
+
+def list_manifests(storage: Storage, read: Callable[[BackupId], Manifest]) -> Listing:
+    """Oldest first; a damaged one hides no other."""
+    backups, damaged = [], []
+    for backup in manifest_ids(storage):
+        try:
+            backups.append(read(backup).record)
+        except NotFound:
+            continue  # deleted meanwhile
+        except (DataCorrupt, Refused) as error:
+            logger.warning("%s", error)
+            damaged.append(backup)
+    return Listing(sorted(backups, key=lambda record: (record.origin.snapshot_ns, record.id)), damaged)
 
 
 async def open_directory(
@@ -330,3 +342,29 @@ def load_packs(storage: Storage, format_: Format, *, pack_size: int = PACK_SIZE)
     packs = Packs(storage, index, format_.keys, pack_size=pack_size)
     packs.quarantined = quarantined
     return packs, notes
+
+
+class ReadOnlyRepository:
+    """A repository in a directory to which nothing is written and which need not be lockable. Plain calls.
+
+    The index is made from the packs alone, so damage to anything but the file `repository`, the manifests and the packs
+    does not matter.
+    """
+
+    def __init__(self, root: Path, secret: Secret | None = None) -> None:
+        """Raises NotFound when there is none, and what `read_format` raises."""
+        self._storage = DirectoryStorage(root)
+        self._format = read_format(self._storage, secret)
+        index = ChunkIndex()
+        reconcile(self._storage, index, set())
+        self._packs = Packs(self._storage, index, self._format.keys)
+
+    def list(self) -> Listing:
+        return list_manifests(self._storage, self._manifest)
+
+    def open(self, backup: BackupId) -> PackReader:
+        """Raises NotFound, DataCorrupt, DeviceError."""
+        return PackReader(self._manifest(backup), self._packs, lambda damaged: None)
+
+    def _manifest(self, backup: BackupId) -> Manifest:
+        return read_manifest(self._storage, backup, self._format.keys.manifest)

@@ -1,0 +1,104 @@
+"""Restores from a bare repository directory, with no node running and nothing written to it.
+
+    python -m backupnode.rescue REPOSITORY                        list the backups
+    python -m backupnode.rescue REPOSITORY BACKUP TARGET|-        restore one, to a file, device, nbd:// URI or stdout
+    options: --force  --passphrase-file FILE  --key-file FILE  --recovery-form FILE
+
+The directory may be mounted read-only and may lack everything but the file `repository`, `manifests/` and `packs/`. A
+node may have it open; a collection that runs meanwhile can only end this with an error.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import aclosing
+from pathlib import Path
+
+from stillpoint.errors import StillpointError
+from stillpoint.target import open_target
+
+from .progress import Progress
+from .repository import BackupReader, ReadOnlyRepository, Secret, parse_backup_id
+from .restore import restore
+from .streaming import stream
+
+_ZEROES = bytes(1 << 20)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m backupnode.rescue", description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("repository", type=Path)
+    parser.add_argument("backup", nargs="?")
+    parser.add_argument("target", nargs="?", help="a file, a block device, an nbd:// URI, or - for stdout")
+    parser.add_argument(
+        "--force", action="store_true", help="overwrite a file that exists or a device that is not empty"
+    )
+    parser.add_argument("--passphrase-file", type=Path)
+    parser.add_argument("--key-file", type=Path)
+    parser.add_argument("--recovery-form", type=Path, help="a file that holds it")
+    options = parser.parse_args(arguments)
+    if options.backup is not None and options.target is None:
+        parser.error("a backup needs a target")
+    try:
+        repository = ReadOnlyRepository(options.repository, _secret(options))
+        if options.backup is None:
+            _list(repository)
+        else:
+            reader = repository.open(parse_backup_id(options.backup))
+            asyncio.run(_restore(reader, options.target, force=options.force))
+    except (StillpointError, OSError) as error:
+        print(f"backupnode.rescue: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _secret(options: argparse.Namespace) -> Secret | None:
+    if options.recovery_form is not None:
+        return Secret(recovery=options.recovery_form.read_text())
+    if options.key_file is not None:
+        return Secret(key_file=options.key_file.read_bytes())
+    if options.passphrase_file is not None:
+        return Secret(passphrase=options.passphrase_file.read_bytes().rstrip(b"\r\n"))
+    return None
+
+
+def _list(repository: ReadOnlyRepository) -> None:
+    listing = repository.list()
+    for record in listing.backups:
+        print(f"{record.id}\t{record.origin.volume}\t{record.origin.size}")
+    for backup in listing.damaged:
+        print(f"{backup}\tdamaged")
+
+
+async def _restore(reader: BackupReader, target: str, *, force: bool) -> None:
+    with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
+        if target == "-":
+            await _to_stdout(reader, pool)
+            return
+        opened = await open_target(target, size=reader.record.origin.size, force=force)
+        await restore(reader, opened, pool, _ignore)
+    print(f"{target}: restored {reader.record.id}", file=sys.stderr)
+
+
+async def _to_stdout(reader: BackupReader, pool: ThreadPoolExecutor) -> None:
+    output = sys.stdout.buffer
+    async with aclosing(stream(reader, pool)) as pieces:
+        async for piece in pieces:
+            if piece.data is not None:
+                output.write(piece.data)
+                continue
+            for start in range(0, piece.length, len(_ZEROES)):
+                output.write(_ZEROES[: piece.length - start])
+    output.flush()
+
+
+def _ignore(_: Progress) -> None:
+    pass
+
+
+if __name__ == "__main__":
+    sys.exit(main())
