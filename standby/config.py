@@ -22,6 +22,9 @@ class Listen:
 class Snapshots:
     stage_bytes: int = 16 << 20  # per volume: writes held in memory while their pre-images become durable
     default_store_size: int = 64 << 30  # cap of the store that is made when none is named; it grows as it is used
+    expire: bool = False  # a full store or a cap deletes the oldest snapshot that is not protected, not one's validity
+    count_max: int = 0  # snapshots of one volume; 0: 4096
+    preserved_size_max: int = 0  # bytes that the snapshots of one volume may hold in stores; 0: no cap
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,10 +8,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from stillpoint.devices import BlockDevice, open_device
+from stillpoint.devices import BlockDevice, FileDevice, OverlayDevice, open_device
 from stillpoint.errors import NotFound
 from stillpoint.nbd.contexts import ChangedFunction
-from stillpoint.nbd.export import DeviceExport
+from stillpoint.nbd.export import DeviceExport, Replier, run_in_thread
 
 from .changes import Changes, HistoryDevice, Instant
 
@@ -32,6 +32,25 @@ class SnapshotExport(DeviceExport):
         return self._exported.changes(self._exported.instant(base)).parts
 
 
+class WritableExport(DeviceExport):
+    """A writable snapshot over NBD. It has no dirty bitmaps: they would not tell what was written to it."""
+
+    def __init__(self, name: str, device: OverlayDevice, executor: Executor) -> None:
+        super().__init__(name, device, executor)
+        self._overlay = device
+
+    def write(self, offset: int, payload: memoryview, owned: bool, fua: bool, replier: Replier, cookie: int, /) -> None:
+        # The first write of a block may read from a disk, so none is made on the loop.
+        kept = payload if owned else bytes(payload)
+        self._in_thread(lambda: self._overlay.write(offset, (kept,)), fua, replier, cookie)
+
+    def closed(self) -> None:
+        super().closed()
+        if not self.connection_count:
+            # What a client did not flush is lost if this process dies; nobody flushes it any more.
+            run_in_thread(self._executor, self._overlay.flush, _ignore)
+
+
 class Exported:
     """Opened by the constructor, which raises what opening the device raises; ended by `close`."""
 
@@ -49,10 +68,28 @@ class Exported:
         self.uuid: str = snapshot["uuid"]
         self.device = HistoryDevice(description, snapshot, fds={}, open_mirror=_open_mirror)
         self.executor = executor
-        self.nbd = SnapshotExport(f"{description['volume']}@{snapshot['name']}", self, executor)
+        self.overlay = self._open_overlay(snapshot["overlay"]) if snapshot.get("overlay") else None
+        name = f"{description['volume']}@{snapshot['name']}"
+        self.nbd: DeviceExport = (
+            SnapshotExport(name, self, executor)
+            if self.overlay is None
+            else WritableExport(name, self.overlay, executor)
+        )
         self._instants = instants
         self._streams: list[str] = []
         self._closing = False
+
+    def _open_overlay(self, path: str) -> OverlayDevice:
+        try:
+            storage = FileDevice(path)
+            try:
+                return OverlayDevice(self.device, storage, base_uuid=self.uuid, block_size=self.block_size)
+            except BaseException:
+                storage.close()
+                raise
+        except BaseException:
+            self.device.close()
+            raise
 
     @property
     def incarnation(self) -> str:
@@ -97,14 +134,21 @@ class Exported:
         finally:
             self._streams.remove(peer)
             if self._closing and not self._streams:
-                self.device.close()
+                self._close()
 
     def close(self) -> None:
         """When its NBD clients are gone. Streams that still run fail at their next read, and the last one closes it."""
         self._closing = True
         if not self._streams:
-            self.device.close()
+            self._close()
+
+    def _close(self) -> None:
+        (self.overlay or self.device).close()
 
 
 def _open_mirror(paths: Sequence[str], size: int) -> BlockDevice:
     return open_device([Path(path) for path in paths], size=size, read_only=True)
+
+
+def _ignore(error: Exception | None) -> None:
+    """The next flush of a client tells it: a failed one is never forgotten by the device."""

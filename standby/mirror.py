@@ -24,6 +24,7 @@ from stillpoint.errors import DataCorrupt, FencedError, InvalidRequest, Protocol
 from stillpoint.link.base import Link
 
 from .cow import SnapshotEngine
+from .overlays import Overlays
 from .receiver import MirrorReceiver
 from .record import MirrorRecord
 
@@ -59,6 +60,7 @@ class Mirror:
         except BaseException:
             self.device.close()
             raise
+        self.overlays = Overlays(record.folder / "overlays", self.engine.snapshots())
         self.state = MirrorState.DISCONNECTED
         self.since_ns = time.time_ns()
         self.detail = "the primary has not connected yet"
@@ -172,7 +174,12 @@ class Mirror:
             {"name": mark.name, "generation": mark.generation, "incarnation": str(mark.incarnation)}
             for mark in self.engine.bookmarks()
         ]
-        return {**self.engine.describe(), "bookmarks": bookmarks}
+        description = {**self.engine.describe(), "bookmarks": bookmarks}
+        by_uuid = {str(snapshot.uuid): snapshot for snapshot in self.engine.snapshots()}
+        for described in description["snapshots"]:
+            path = self.overlays.path(by_uuid[described["uuid"]])
+            described["overlay"] = str(path) if path is not None else None
+        return description
 
     async def close(self) -> None:
         await self.end_session("the standby is stopping")

@@ -22,6 +22,7 @@ from stillpoint.nbd.listen import listen_tcp
 
 from .config import StandbyConfig
 from .cow import Snapshot, SnapshotEngine, StoreDirectory, create_snapshots
+from .cow.association_forms import FORM_DEFAULT
 from .export_supervisor import ExportSupervisor
 from .mirror import Mirror
 from .record import MirrorRecord
@@ -77,6 +78,9 @@ class StandbyNode:
             "mirror_paths": record.device_paths,
             "executor": self.executor,
             "stage_size_max": self.config.snapshots.stage_bytes,
+            "expires": self.config.snapshots.expire,
+            "count_max": self.config.snapshots.count_max,
+            "preserved_size_max": self.config.snapshots.preserved_size_max,
         }
         if folder.exists():
             return SnapshotEngine.open(folder, device, self.stores, **options)
@@ -214,7 +218,9 @@ class StandbyNode:
 
     # --- snapshots
 
-    async def create_snapshot(self, volumes: Sequence[str], *, name: str, store: str | None) -> list[Snapshot]:
+    async def create_snapshot(
+        self, volumes: Sequence[str], *, name: str, store: str | None, writable: bool = False
+    ) -> list[Snapshot]:
         """One instant across all the volumes; all of them or none."""
         if not volumes:
             raise InvalidRequest("a snapshot needs at least one volume")
@@ -225,9 +231,33 @@ class StandbyNode:
             mirror.check_snapshot()
         name = name or self._free_name(mirrors)
         snapshots = await create_snapshots([mirror.engine for mirror in mirrors], name, store)
+        if writable:
+            await self._add_overlays(mirrors, snapshots)
         for volume in volumes:
             await self._publish(volume)
         return list(snapshots)
+
+    async def _add_overlays(self, mirrors: Sequence[Mirror], snapshots: Sequence[Snapshot]) -> None:
+        try:
+            for mirror, snapshot in zip(mirrors, snapshots, strict=True):
+                mirror.overlays.create(snapshot, block_size=mirror.engine.block_size)
+        except StillpointError:
+            for mirror, snapshot in zip(mirrors, snapshots, strict=True):
+                await mirror.engine.delete(snapshot.name)
+                mirror.overlays.delete(snapshot)
+            raise
+
+    async def make_writable(self, volume: str, name: str) -> Snapshot:
+        """Let clients write to the snapshot's virtual device from now on. Refused while it is being read."""
+        mirror = self.mirror(volume)
+        snapshot = mirror.engine.get(name)
+        if mirror.overlays.path(snapshot) is None:
+            await self._withdraw(f"{volume}@{name}", wait=False, remedy="let them end")
+            try:
+                mirror.overlays.create(snapshot, block_size=mirror.engine.block_size)
+            finally:
+                await self._publish(volume)
+        return snapshot
 
     @staticmethod
     def _free_name(mirrors: Sequence[Mirror]) -> str:
@@ -247,26 +277,50 @@ class StandbyNode:
             raise Refused(f"snapshot {identity} is protected; `snapshot unprotect` it first")
         if bookmark and any(mark.name == bookmark for mark in engine.bookmarks()):
             raise AlreadyExists(f"volume {volume!r} has a bookmark {bookmark!r} already")
+        snapshot = engine.get(name)
+        await self._withdraw(identity, wait=wait, remedy="let them end, or delete it with --wait")
+        try:
+            if bookmark:
+                await engine.bookmark(bookmark, name)
+            await engine.delete(name)
+            self.mirror(volume).overlays.delete(snapshot)
+        finally:
+            await self._publish(volume)
+
+    async def _withdraw(self, identity: str, *, wait: bool, remedy: str) -> None:
+        """Have the snapshot served no longer. Raises Refused while somebody reads it; wait: until nobody does."""
         patience_ends = asyncio.get_running_loop().time() + _ENDING_READER_S
         while readers := await self.export.withdraw(identity):
             if not wait and asyncio.get_running_loop().time() > patience_ends:
                 raise Refused(
                     f"snapshot {identity} is being read by {' and '.join(readers[:_READERS_NAMED])}"
                     + (f" and {len(readers) - _READERS_NAMED} more" if len(readers) > _READERS_NAMED else "")
-                    + "; let them end, or delete it with --wait"
+                    + f"; {remedy}"
                 )
             await asyncio.sleep(_READER_POLL_S)
-        try:
-            if bookmark:
-                await engine.bookmark(bookmark, name)
-            await engine.delete(name)
-        finally:
-            await self._publish(volume)
 
     async def delete_bookmark(self, volume: str, name: str) -> None:
         await self.mirror(volume).engine.delete_bookmark(name)
         await self._publish(volume)
 
-    def create_store(self, name: str, *, kind: str, size: int, paths: list[str]) -> None:
-        """Durable on return."""
-        self.stores.create(name, kind=kind, size=size, paths=[Path(path) for path in paths])
+    async def resize_store(self, name: str, size: int) -> None:
+        await asyncio.get_running_loop().run_in_executor(self.executor, self.stores.resize, name, size)
+
+    def create_store(self, name: str, *, kind: str, size: int, paths: list[str], map_form: str, size_max: int) -> None:
+        """map_form: how its snapshots remember their blocks; empty: the default. size_max: to which it grows by itself.
+
+        Durable on return.
+        """
+        real = {os.path.realpath(path) for path in paths}
+        for mirror in self.mirrors.values():
+            shared = real & {os.path.realpath(path) for path in mirror.record.device_paths}
+            if shared:
+                raise Refused(f"store {name!r}: {shared.pop()} belongs to the mirror of {mirror.record.volume!r}")
+        for store in self.stores.list():
+            shared = real & {os.path.realpath(path) for path in store.paths}
+            if shared:
+                raise Refused(f"store {name!r}: {shared.pop()} belongs to store {store.name!r}")
+        places = [Path(path) for path in paths]
+        self.stores.create(
+            name, kind=kind, size=size, paths=places, map_form=map_form or FORM_DEFAULT, size_max=size_max
+        )

@@ -107,7 +107,7 @@ class StandbyService(standby_pb2_grpc.StandbyServiceServicer):
     ) -> standby_pb2.SnapshotList:
         began = time.monotonic_ns()
         snapshots = await self._node.create_snapshot(
-            list(request.volumes), name=request.name, store=request.store or None
+            list(request.volumes), name=request.name, store=request.store or None, writable=request.writable
         )
         duration_ns = time.monotonic_ns() - began
         answer = standby_pb2.SnapshotList(snapshots=[await self._describe(snapshot) for snapshot in snapshots])
@@ -146,6 +146,14 @@ class StandbyService(standby_pb2_grpc.StandbyServiceServicer):
         return common_pb2.Empty()
 
     @answers
+    async def ExportSnapshot(
+        self, request: standby_pb2.ExportSnapshotRequest, context: Context
+    ) -> standby_pb2.Snapshot:
+        if request.writable:
+            await self._node.make_writable(request.volume, request.name)
+        return await self._describe(self._node.mirror(request.volume).engine.get(request.name))
+
+    @answers
     async def ProtectSnapshot(
         self, request: standby_pb2.ProtectSnapshotRequest, context: Context
     ) -> standby_pb2.Snapshot:
@@ -177,7 +185,7 @@ class StandbyService(standby_pb2_grpc.StandbyServiceServicer):
                 described.preserved_blocks = statistics.blocks_preserved
                 described.preserved_bytes = statistics.blocks_preserved * mirror.record.block_size
                 described.reclaimable_bytes = statistics.reclaimable_size
-                described.shared_bytes = described.preserved_bytes - statistics.reclaimable_size
+                described.shared_bytes = statistics.shared_size
         return described
 
     # --- stores
@@ -187,8 +195,18 @@ class StandbyService(standby_pb2_grpc.StandbyServiceServicer):
         if request.kind not in _STORE_KINDS:
             raise InvalidRequest(f"store {request.name!r}: unknown kind {request.kind}")
         self._node.create_store(
-            request.name, kind=_STORE_KINDS[request.kind], size=request.size, paths=list(request.paths)
+            request.name,
+            kind=_STORE_KINDS[request.kind],
+            size=request.size,
+            paths=list(request.paths),
+            map_form=request.map,
+            size_max=request.size_max,
         )
+        return self._store(request.name)
+
+    @answers
+    async def ResizeStore(self, request: standby_pb2.ResizeStoreRequest, context: Context) -> standby_pb2.Store:
+        await self._node.resize_store(request.name, request.size)
         return self._store(request.name)
 
     @answers
@@ -259,6 +277,7 @@ def describe_snapshot(snapshot: Snapshot, mirror: Mirror) -> standby_pb2.Snapsho
         in_sync=mirror.state is MirrorState.IN_SYNC,
         block_size=mirror.record.block_size,
         protected=snapshot.protected,
+        writable=mirror.overlays.path(snapshot) is not None,
     )
 
 
@@ -276,8 +295,14 @@ def describe_bookmark(bookmark: Bookmark) -> standby_pb2.Bookmark:
 def describe_store(store: StoreStatistics) -> standby_pb2.Store:
     return standby_pb2.Store(
         name=store.name,
+        uuid=store.uuid,
         kind=_STORE_KIND_CODES.get(store.kind, standby_pb2.STORE_KIND_UNSPECIFIED),
         size=store.size,
         used_bytes=store.used_size,
         failure=store.failed,
+        paths=store.paths,
+        map=store.map_form,
+        size_max=store.size_max,
+        used_percent=store.used_percent,
+        warning_percent=store.warning_percent,
     )

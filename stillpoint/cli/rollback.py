@@ -22,7 +22,7 @@ from ..nbd.client import NbdClient
 from ..wire.v1 import common_pb2, export_pb2, primary_pb2, standby_pb2
 from .command import SnapshotId
 from .nodes import Nodes
-from .snapshot_calls import create_snapshots
+from .snapshot_calls import create_snapshots, get_snapshot
 from .volume import get_volume
 
 _PIECE_SIZE: Final = 1 << 20
@@ -46,6 +46,8 @@ async def roll_back(nodes: Nodes, identity: SnapshotId, *, force: bool) -> Rollb
         export_pb2.DescribeSnapshotRequest(volume=identity.volume, snapshot=identity.name),
         export_pb2.SnapshotDescription,
     )
+    if (await get_snapshot(nodes, identity)).writable:
+        raise Refused(f"snapshot {identity} is writable, so it may no longer hold what the volume held")
     await _check(nodes, identity.volume, clients_allowed=0, force=force)
     # Open before the snapshot of the present is taken: it keeps the target from being deleted, and the list of the
     # volume's clients is looked at again when ours is among them.

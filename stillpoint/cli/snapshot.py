@@ -55,6 +55,7 @@ def snapshot_document(snapshot: standby_pb2.Snapshot) -> dict[str, Any]:
         "reclaimable_bytes": snapshot.reclaimable_bytes,
         "shared_bytes": snapshot.shared_bytes,
         "protected": snapshot.protected,
+        "writable": snapshot.writable,
         "readers": snapshot.readers,
         "in_sync": snapshot.in_sync,
     }
@@ -76,11 +77,17 @@ def snapshot() -> None:
 @click.argument("volumes", metavar="VOLUME...", nargs=-1, required=True)
 @click.option("--name", help="One name for all of them. [default: made from the time]")
 @click.option("--store", help="Where old blocks are kept. [default: the standby's own]")
+@click.option("--writable", is_flag=True, help="Serve it for writing; that never reaches the volume or the mirror.")
 @click.option("--quiesce", is_flag=True, help="Freeze what uses the volumes meanwhile, by the primary's hooks.")
 @pass_invocation
 @asynchronous
 async def create(
-    invocation: Invocation, volumes: tuple[str, ...], name: str | None, store: str | None, quiesce: bool
+    invocation: Invocation,
+    volumes: tuple[str, ...],
+    name: str | None,
+    store: str | None,
+    writable: bool,
+    quiesce: bool,
 ) -> None:
     """Take a snapshot.
 
@@ -93,7 +100,7 @@ async def create(
     """
     async with invocation.nodes() as nodes:
         take = create_quiesced if quiesce else create_snapshots
-        made = await take(nodes, volumes, name=name or "", store=store or "")
+        made = await take(nodes, volumes, name=name or "", store=store or "", writable=writable)
         address = nodes.cluster.standby.nbd
     if invocation.output.as_json:
         documents = [snapshot_document(each) for each in made]
@@ -174,6 +181,7 @@ async def show(invocation: Invocation, identity: SnapshotId) -> None:
             ("unique", f"{format_size(shown.reclaimable_bytes)}, which deleting it gives back to the store"),
             ("shared", f"{format_size(shown.shared_bytes)}, which older snapshots read too"),
             ("store", shown.store),
+            ("writable", "yes" if shown.writable else "no"),
             ("protected", "yes" if shown.protected else "no"),
             ("read by", ", ".join(shown.reader_names) or "nobody"),
         ]
@@ -276,3 +284,27 @@ async def rollback(invocation: Invocation, identity: SnapshotId, force: bool, ye
             f"volume {identity.volume} holds {identity} again ({format_size(done.written_bytes)} written); "
             f"to undo: standbyctl snapshot rollback {snapshot_id(done.undo)}"
         )
+
+
+@snapshot.command()
+@click.argument("identity", metavar="VOLUME@NAME", type=snapshot_identity)
+@click.option("--writable", is_flag=True, help="Serve it for writing from now on.")
+@pass_invocation
+@asynchronous
+async def export(invocation: Invocation, identity: SnapshotId, writable: bool) -> None:
+    """Tell where a snapshot is served, and make it writable.
+
+    What is written is kept with the snapshot until that is deleted. It is seen there over NBD and nowhere else: not in
+    the volume, in other snapshots or in backups.
+
+    \b
+    Example: standbyctl snapshot export vol1@before-upgrade --writable
+    """
+    async with invocation.nodes() as nodes:
+        request = standby_pb2.ExportSnapshotRequest(volume=identity.volume, name=identity.name, writable=writable)
+        exported = await nodes.standby.call("ExportSnapshot", request, standby_pb2.Snapshot)
+        uri = f"nbd://{nodes.cluster.standby.nbd}/{identity}"
+    if invocation.output.as_json:
+        invocation.output.document({**snapshot_document(exported), "uri": uri})
+    else:
+        invocation.output.line(f"snapshot {identity} at {uri}, {'writable' if exported.writable else 'read-only'}")

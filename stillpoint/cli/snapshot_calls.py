@@ -11,21 +11,21 @@ from .nodes import Nodes
 
 
 async def create_snapshots(
-    nodes: Nodes, volumes: tuple[str, ...], *, name: str = "", store: str = ""
+    nodes: Nodes, volumes: tuple[str, ...], *, name: str = "", store: str = "", writable: bool = False
 ) -> list[standby_pb2.Snapshot]:
-    request = standby_pb2.CreateSnapshotRequest(volumes=volumes, name=name, store=store)
+    request = standby_pb2.CreateSnapshotRequest(volumes=volumes, name=name, store=store, writable=writable)
     answer = await nodes.standby.call("CreateSnapshot", request, standby_pb2.SnapshotList)
     return list(answer.snapshots)
 
 
 async def create_quiesced(
-    nodes: Nodes, volumes: tuple[str, ...], *, name: str = "", store: str = ""
+    nodes: Nodes, volumes: tuple[str, ...], *, name: str = "", store: str = "", writable: bool = False
 ) -> list[standby_pb2.Snapshot]:
     """Freeze what uses the volumes, take the snapshots, thaw. None is left when the freeze did not last so long."""
     freeze = await nodes.primary.call("Freeze", primary_pb2.FreezeRequest(volumes=volumes), primary_pb2.FreezeId)
     made: list[standby_pb2.Snapshot] = []
     try:
-        made = await create_snapshots(nodes, volumes, name=name, store=store)
+        made = await create_snapshots(nodes, volumes, name=name, store=store, writable=writable)
     finally:
         try:
             await asyncio.shield(nodes.primary.call("Thaw", freeze, common_pb2.Empty))

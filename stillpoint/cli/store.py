@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import click
@@ -23,6 +22,9 @@ def store_document(store: standby_pb2.Store) -> dict[str, Any]:
         "size": store.size,
         "used_bytes": store.used_bytes,
         "paths": list(store.paths),
+        "map": store.map,
+        "size_max": store.size_max,
+        "used_percent": store.used_percent,
         "failure": store.failure,
     }
 
@@ -36,9 +38,18 @@ def used_cell(store: standby_pb2.Store) -> str:
 
 
 async def create_store(
-    nodes: Nodes, name: str, *, kind: standby_pb2.StoreKind, size: int, paths: tuple[str, ...] = ()
+    nodes: Nodes,
+    name: str,
+    *,
+    kind: standby_pb2.StoreKind,
+    size: int,
+    paths: tuple[str, ...] = (),
+    map_form: str = "",
+    size_max: int = 0,
 ) -> standby_pb2.Store:
-    request = standby_pb2.CreateStoreRequest(name=name, kind=kind, size=size, paths=paths)
+    request = standby_pb2.CreateStoreRequest(
+        name=name, kind=kind, size=size, paths=paths, map=map_form, size_max=size_max
+    )
     return await nodes.standby.call("CreateStore", request, standby_pb2.Store)
 
 
@@ -55,27 +66,68 @@ def store() -> None:
 @click.option(
     "--memory", type=size_type, metavar="SIZE", help="Keep the blocks in memory; gone when the standby stops."
 )
-@click.option("--file", "file", type=click.Path(path_type=Path), metavar="PATH", help="Keep the blocks in this file.")
-@click.option("--size", type=size_type, help="How large the file may become.")
+@click.option(
+    "--file",
+    "files",
+    multiple=True,
+    metavar="PATH",
+    help="Keep the blocks in this file on the standby; several make one store.",
+)
+@click.option("--size", type=size_type, help="How large the files may become together.")
+@click.option("--auto-extend", type=size_type, metavar="SIZE", help="Let the files grow by themselves up to this.")
+@click.option(
+    "--device",
+    "devices",
+    multiple=True,
+    metavar="PATH",
+    help="Keep the blocks on this partition or disk of the standby; several make one store.",
+)
+@click.option(
+    "--map",
+    "map_form",
+    type=click.Choice(("array", "hash", "ordered", "unordered")),
+    help="How its snapshots remember which block is kept where. [default: array]",
+)
 @pass_invocation
 @asynchronous
-async def create(invocation: Invocation, name: str, memory: int | None, file: Path | None, size: int | None) -> None:
-    """Make a store in memory or in a file on the standby.
+async def create(
+    invocation: Invocation,
+    name: str,
+    memory: int | None,
+    files: tuple[str, ...],
+    size: int | None,
+    auto_extend: int | None,
+    devices: tuple[str, ...],
+    map_form: str | None,
+) -> None:
+    """Make a store on the standby, in memory, in files or on disks.
+
+    Any number of volumes may share it. What was on the devices is lost. The default form of map is the fastest; the
+    others take less room when a store keeps few blocks of very large volumes.
 
     \b
     Example: standbyctl store create fast --memory 512MiB
              standbyctl store create big --file /var/lib/stillpoint/big.store --size 50GiB
+             standbyctl store create disks --device /dev/sdb --device /dev/sdc1 --map hash
     """
     context = click.get_current_context()
-    if (memory is None) == (file is None):
-        raise click.UsageError("give a store either --memory SIZE or --file PATH --size SIZE", context)
-    if (file is None) != (size is None):
-        raise click.UsageError("--file and --size belong together; --memory has its size itself", context)
+    if [memory is not None, bool(files), bool(devices)].count(True) != 1:
+        raise click.UsageError("give a store either --memory SIZE, --file PATH --size SIZE or --device PATH", context)
+    if bool(files) != (size is not None):
+        raise click.UsageError("--file and --size belong together; memory and devices have their sizes", context)
+    if auto_extend is not None and not files:
+        raise click.UsageError("--auto-extend is for stores in files", context)
+    kind = standby_pb2.STORE_KIND_MEMORY if memory is not None else standby_pb2.STORE_KIND_FILE
     async with invocation.nodes() as nodes:
-        if file is not None and size is not None:
-            made = await create_store(nodes, name, kind=standby_pb2.STORE_KIND_FILE, size=size, paths=(str(file),))
-        else:
-            made = await create_store(nodes, name, kind=standby_pb2.STORE_KIND_MEMORY, size=memory or 0)
+        made = await create_store(
+            nodes,
+            name,
+            kind=kind,
+            size=memory or size or 0,
+            paths=files or devices,
+            map_form=map_form or "",
+            size_max=auto_extend or 0,
+        )
     if invocation.output.as_json:
         invocation.output.document(store_document(made))
     else:
@@ -98,7 +150,7 @@ async def list_(invocation: Invocation) -> None:
         invocation.output.document([store_document(each) for each in stores])
         return
     invocation.output.table(
-        ("STORE", "KIND", "SIZE>", "USED>", "FULL>", "WHERE", "FAILURE"),
+        ("STORE", "KIND", "SIZE>", "USED>", "FULL>", "MAP", "WHERE", "FAILURE"),
         [
             (
                 each.name,
@@ -106,6 +158,7 @@ async def list_(invocation: Invocation) -> None:
                 format_size(each.size),
                 format_size(each.used_bytes),
                 used_cell(each),
+                each.map,
                 ", ".join(each.paths),
                 each.failure,
             )
@@ -133,3 +186,23 @@ async def delete(invocation: Invocation, name: str, yes: bool) -> None:
         invocation.output.document({"deleted": name})
     else:
         invocation.output.line(f"store {name} deleted")
+
+
+@store.command()
+@click.argument("name")
+@click.option("--size", type=size_type, required=True, help="The new size.")
+@pass_invocation
+@asynchronous
+async def extend(invocation: Invocation, name: str, size: int) -> None:
+    """Make a store in files larger, while it is used.
+
+    \b
+    Example: standbyctl store extend big --size 100GiB
+    """
+    async with invocation.nodes() as nodes:
+        request = standby_pb2.ResizeStoreRequest(name=name, size=size)
+        extended = await nodes.standby.call("ResizeStore", request, standby_pb2.Store)
+    if invocation.output.as_json:
+        invocation.output.document(store_document(extended))
+    else:
+        invocation.output.line(f"store {name} has {format_size(extended.size)}")

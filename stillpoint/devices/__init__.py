@@ -11,6 +11,7 @@ from .base import BlockDevice, Buffer
 from .concat import ConcatDevice
 from .file import FileDevice
 from .memory import MemoryDevice
+from .overlay import OverlayDevice
 from .window import WindowDevice
 
 __all__ = [
@@ -19,6 +20,7 @@ __all__ = [
     "ConcatDevice",
     "FileDevice",
     "MemoryDevice",
+    "OverlayDevice",
     "WindowDevice",
     "open_device",
 ]

@@ -17,9 +17,11 @@ from stillpoint.devices import (
     ConcatDevice,
     FileDevice,
     MemoryDevice,
+    OverlayDevice,
     WindowDevice,
     open_device,
 )
+from stillpoint.devices.overlay import storage_size
 from stillpoint.errors import OutOfRange, PermissionRefused, Refused
 from tests.support.devices import FaultyDevice, RecordingDevice
 from tests.support.requirements import requires_loop_devices
@@ -40,12 +42,19 @@ def _window(folder: Path) -> BlockDevice:
     return WindowDevice(around, start=4096, length=SIZE)
 
 
+def _overlay(folder: Path) -> BlockDevice:
+    block_size = 64 * KIB
+    storage = FileDevice.create(folder / "overlay", storage_size(SIZE, block_size))
+    return OverlayDevice(MemoryDevice(SIZE), storage, base_uuid="base", block_size=block_size)
+
+
 KINDS: dict[str, Callable[[Path], BlockDevice]] = {
     "file": lambda folder: FileDevice.create(folder / "disk", SIZE),
     "memory": lambda folder: MemoryDevice(SIZE),
     "concatenation": _concat,
     "concatenation of memory": lambda folder: ConcatDevice([MemoryDevice(SIZE // 2), MemoryDevice(SIZE // 2)]),
     "window": _window,
+    "overlay": _overlay,
     "opened by paths": lambda folder: open_device([folder / "a", folder / "b"], size=SIZE, create=True),
     "faulty": lambda folder: FaultyDevice(FileDevice.create(folder / "disk", SIZE)),
     "recording": lambda folder: RecordingDevice(MemoryDevice(SIZE)),

@@ -154,14 +154,16 @@ class Mirror(_message.Message):
     def __init__(self, volume: _Optional[str] = ..., volume_uuid: _Optional[str] = ..., mirror_uuid: _Optional[str] = ..., size: _Optional[int] = ..., block_size: _Optional[int] = ..., device_paths: _Optional[_Iterable[str]] = ..., state: _Optional[_Union[MirrorState, str]] = ..., since_ns: _Optional[int] = ..., detail: _Optional[str] = ..., snapshot_count: _Optional[int] = ..., staged_bytes: _Optional[int] = ..., received_sequence: _Optional[int] = ..., applied_sequence: _Optional[int] = ..., flushed_sequence: _Optional[int] = ..., session: _Optional[int] = ...) -> None: ...
 
 class CreateSnapshotRequest(_message.Message):
-    __slots__ = ("volumes", "name", "store")
+    __slots__ = ("volumes", "name", "store", "writable")
     VOLUMES_FIELD_NUMBER: _ClassVar[int]
     NAME_FIELD_NUMBER: _ClassVar[int]
     STORE_FIELD_NUMBER: _ClassVar[int]
+    WRITABLE_FIELD_NUMBER: _ClassVar[int]
     volumes: _containers.RepeatedScalarFieldContainer[str]
     name: str
     store: str
-    def __init__(self, volumes: _Optional[_Iterable[str]] = ..., name: _Optional[str] = ..., store: _Optional[str] = ...) -> None: ...
+    writable: bool
+    def __init__(self, volumes: _Optional[_Iterable[str]] = ..., name: _Optional[str] = ..., store: _Optional[str] = ..., writable: bool = ...) -> None: ...
 
 class ListSnapshotsRequest(_message.Message):
     __slots__ = ("volume",)
@@ -188,6 +190,16 @@ class DeleteSnapshotRequest(_message.Message):
     bookmark: str
     wait: bool
     def __init__(self, volume: _Optional[str] = ..., name: _Optional[str] = ..., bookmark: _Optional[str] = ..., wait: bool = ...) -> None: ...
+
+class ExportSnapshotRequest(_message.Message):
+    __slots__ = ("volume", "name", "writable")
+    VOLUME_FIELD_NUMBER: _ClassVar[int]
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    WRITABLE_FIELD_NUMBER: _ClassVar[int]
+    volume: str
+    name: str
+    writable: bool
+    def __init__(self, volume: _Optional[str] = ..., name: _Optional[str] = ..., writable: bool = ...) -> None: ...
 
 class ProtectSnapshotRequest(_message.Message):
     __slots__ = ("volume", "name", "protected")
@@ -236,7 +248,7 @@ class BookmarkList(_message.Message):
     def __init__(self, bookmarks: _Optional[_Iterable[_Union[Bookmark, _Mapping]]] = ...) -> None: ...
 
 class Snapshot(_message.Message):
-    __slots__ = ("volume", "name", "uuid", "state", "reason", "size", "created_ns", "generation", "store", "preserved_blocks", "preserved_bytes", "in_sync", "create_duration_ns", "block_size", "protected", "reclaimable_bytes", "readers", "shared_bytes", "reader_names")
+    __slots__ = ("volume", "name", "uuid", "state", "reason", "size", "created_ns", "generation", "store", "preserved_blocks", "preserved_bytes", "in_sync", "create_duration_ns", "block_size", "protected", "reclaimable_bytes", "readers", "shared_bytes", "reader_names", "writable")
     VOLUME_FIELD_NUMBER: _ClassVar[int]
     NAME_FIELD_NUMBER: _ClassVar[int]
     UUID_FIELD_NUMBER: _ClassVar[int]
@@ -256,6 +268,7 @@ class Snapshot(_message.Message):
     READERS_FIELD_NUMBER: _ClassVar[int]
     SHARED_BYTES_FIELD_NUMBER: _ClassVar[int]
     READER_NAMES_FIELD_NUMBER: _ClassVar[int]
+    WRITABLE_FIELD_NUMBER: _ClassVar[int]
     volume: str
     name: str
     uuid: str
@@ -275,7 +288,8 @@ class Snapshot(_message.Message):
     readers: int
     shared_bytes: int
     reader_names: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, volume: _Optional[str] = ..., name: _Optional[str] = ..., uuid: _Optional[str] = ..., state: _Optional[_Union[SnapshotState, str]] = ..., reason: _Optional[str] = ..., size: _Optional[int] = ..., created_ns: _Optional[int] = ..., generation: _Optional[int] = ..., store: _Optional[str] = ..., preserved_blocks: _Optional[int] = ..., preserved_bytes: _Optional[int] = ..., in_sync: bool = ..., create_duration_ns: _Optional[int] = ..., block_size: _Optional[int] = ..., protected: bool = ..., reclaimable_bytes: _Optional[int] = ..., readers: _Optional[int] = ..., shared_bytes: _Optional[int] = ..., reader_names: _Optional[_Iterable[str]] = ...) -> None: ...
+    writable: bool
+    def __init__(self, volume: _Optional[str] = ..., name: _Optional[str] = ..., uuid: _Optional[str] = ..., state: _Optional[_Union[SnapshotState, str]] = ..., reason: _Optional[str] = ..., size: _Optional[int] = ..., created_ns: _Optional[int] = ..., generation: _Optional[int] = ..., store: _Optional[str] = ..., preserved_blocks: _Optional[int] = ..., preserved_bytes: _Optional[int] = ..., in_sync: bool = ..., create_duration_ns: _Optional[int] = ..., block_size: _Optional[int] = ..., protected: bool = ..., reclaimable_bytes: _Optional[int] = ..., readers: _Optional[int] = ..., shared_bytes: _Optional[int] = ..., reader_names: _Optional[_Iterable[str]] = ..., writable: bool = ...) -> None: ...
 
 class SnapshotList(_message.Message):
     __slots__ = ("snapshots",)
@@ -284,19 +298,31 @@ class SnapshotList(_message.Message):
     def __init__(self, snapshots: _Optional[_Iterable[_Union[Snapshot, _Mapping]]] = ...) -> None: ...
 
 class CreateStoreRequest(_message.Message):
-    __slots__ = ("name", "kind", "size", "paths")
+    __slots__ = ("name", "kind", "size", "paths", "map", "size_max")
     NAME_FIELD_NUMBER: _ClassVar[int]
     KIND_FIELD_NUMBER: _ClassVar[int]
     SIZE_FIELD_NUMBER: _ClassVar[int]
     PATHS_FIELD_NUMBER: _ClassVar[int]
+    MAP_FIELD_NUMBER: _ClassVar[int]
+    SIZE_MAX_FIELD_NUMBER: _ClassVar[int]
     name: str
     kind: StoreKind
     size: int
     paths: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, name: _Optional[str] = ..., kind: _Optional[_Union[StoreKind, str]] = ..., size: _Optional[int] = ..., paths: _Optional[_Iterable[str]] = ...) -> None: ...
+    map: str
+    size_max: int
+    def __init__(self, name: _Optional[str] = ..., kind: _Optional[_Union[StoreKind, str]] = ..., size: _Optional[int] = ..., paths: _Optional[_Iterable[str]] = ..., map: _Optional[str] = ..., size_max: _Optional[int] = ...) -> None: ...
+
+class ResizeStoreRequest(_message.Message):
+    __slots__ = ("name", "size")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    SIZE_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    size: int
+    def __init__(self, name: _Optional[str] = ..., size: _Optional[int] = ...) -> None: ...
 
 class Store(_message.Message):
-    __slots__ = ("name", "uuid", "kind", "size", "used_bytes", "paths", "failure")
+    __slots__ = ("name", "uuid", "kind", "size", "used_bytes", "paths", "failure", "map", "size_max", "used_percent", "warning_percent")
     NAME_FIELD_NUMBER: _ClassVar[int]
     UUID_FIELD_NUMBER: _ClassVar[int]
     KIND_FIELD_NUMBER: _ClassVar[int]
@@ -304,6 +330,10 @@ class Store(_message.Message):
     USED_BYTES_FIELD_NUMBER: _ClassVar[int]
     PATHS_FIELD_NUMBER: _ClassVar[int]
     FAILURE_FIELD_NUMBER: _ClassVar[int]
+    MAP_FIELD_NUMBER: _ClassVar[int]
+    SIZE_MAX_FIELD_NUMBER: _ClassVar[int]
+    USED_PERCENT_FIELD_NUMBER: _ClassVar[int]
+    WARNING_PERCENT_FIELD_NUMBER: _ClassVar[int]
     name: str
     uuid: str
     kind: StoreKind
@@ -311,7 +341,11 @@ class Store(_message.Message):
     used_bytes: int
     paths: _containers.RepeatedScalarFieldContainer[str]
     failure: str
-    def __init__(self, name: _Optional[str] = ..., uuid: _Optional[str] = ..., kind: _Optional[_Union[StoreKind, str]] = ..., size: _Optional[int] = ..., used_bytes: _Optional[int] = ..., paths: _Optional[_Iterable[str]] = ..., failure: _Optional[str] = ...) -> None: ...
+    map: str
+    size_max: int
+    used_percent: int
+    warning_percent: int
+    def __init__(self, name: _Optional[str] = ..., uuid: _Optional[str] = ..., kind: _Optional[_Union[StoreKind, str]] = ..., size: _Optional[int] = ..., used_bytes: _Optional[int] = ..., paths: _Optional[_Iterable[str]] = ..., failure: _Optional[str] = ..., map: _Optional[str] = ..., size_max: _Optional[int] = ..., used_percent: _Optional[int] = ..., warning_percent: _Optional[int] = ...) -> None: ...
 
 class StoreList(_message.Message):
     __slots__ = ("stores",)

@@ -81,6 +81,11 @@ class StandbyServiceStub(object):
                 request_serializer=stillpoint_dot_wire_dot_v1_dot_standby__pb2.DeleteSnapshotRequest.SerializeToString,
                 response_deserializer=stillpoint_dot_wire_dot_v1_dot_common__pb2.Empty.FromString,
                 _registered_method=True)
+        self.ExportSnapshot = channel.unary_unary(
+                '/stillpoint.wire.v1.StandbyService/ExportSnapshot',
+                request_serializer=stillpoint_dot_wire_dot_v1_dot_standby__pb2.ExportSnapshotRequest.SerializeToString,
+                response_deserializer=stillpoint_dot_wire_dot_v1_dot_standby__pb2.Snapshot.FromString,
+                _registered_method=True)
         self.ProtectSnapshot = channel.unary_unary(
                 '/stillpoint.wire.v1.StandbyService/ProtectSnapshot',
                 request_serializer=stillpoint_dot_wire_dot_v1_dot_standby__pb2.ProtectSnapshotRequest.SerializeToString,
@@ -99,6 +104,11 @@ class StandbyServiceStub(object):
         self.CreateStore = channel.unary_unary(
                 '/stillpoint.wire.v1.StandbyService/CreateStore',
                 request_serializer=stillpoint_dot_wire_dot_v1_dot_standby__pb2.CreateStoreRequest.SerializeToString,
+                response_deserializer=stillpoint_dot_wire_dot_v1_dot_standby__pb2.Store.FromString,
+                _registered_method=True)
+        self.ResizeStore = channel.unary_unary(
+                '/stillpoint.wire.v1.StandbyService/ResizeStore',
+                request_serializer=stillpoint_dot_wire_dot_v1_dot_standby__pb2.ResizeStoreRequest.SerializeToString,
                 response_deserializer=stillpoint_dot_wire_dot_v1_dot_standby__pb2.Store.FromString,
                 _registered_method=True)
         self.ListStores = channel.unary_unary(
@@ -182,6 +192,13 @@ class StandbyServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ExportSnapshot(self, request, context):
+        """How the snapshot is served over NBD. Writable: from now on, with an overlay of its own; refused while it is read.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def ProtectSnapshot(self, request, context):
         """Missing associated documentation comment in .proto file."""
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -202,6 +219,13 @@ class StandbyServiceServicer(object):
 
     def CreateStore(self, request, context):
         """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ResizeStore(self, request, context):
+        """Grows it while it is used.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
@@ -272,6 +296,11 @@ def add_StandbyServiceServicer_to_server(servicer, server):
                     request_deserializer=stillpoint_dot_wire_dot_v1_dot_standby__pb2.DeleteSnapshotRequest.FromString,
                     response_serializer=stillpoint_dot_wire_dot_v1_dot_common__pb2.Empty.SerializeToString,
             ),
+            'ExportSnapshot': grpc.unary_unary_rpc_method_handler(
+                    servicer.ExportSnapshot,
+                    request_deserializer=stillpoint_dot_wire_dot_v1_dot_standby__pb2.ExportSnapshotRequest.FromString,
+                    response_serializer=stillpoint_dot_wire_dot_v1_dot_standby__pb2.Snapshot.SerializeToString,
+            ),
             'ProtectSnapshot': grpc.unary_unary_rpc_method_handler(
                     servicer.ProtectSnapshot,
                     request_deserializer=stillpoint_dot_wire_dot_v1_dot_standby__pb2.ProtectSnapshotRequest.FromString,
@@ -290,6 +319,11 @@ def add_StandbyServiceServicer_to_server(servicer, server):
             'CreateStore': grpc.unary_unary_rpc_method_handler(
                     servicer.CreateStore,
                     request_deserializer=stillpoint_dot_wire_dot_v1_dot_standby__pb2.CreateStoreRequest.FromString,
+                    response_serializer=stillpoint_dot_wire_dot_v1_dot_standby__pb2.Store.SerializeToString,
+            ),
+            'ResizeStore': grpc.unary_unary_rpc_method_handler(
+                    servicer.ResizeStore,
+                    request_deserializer=stillpoint_dot_wire_dot_v1_dot_standby__pb2.ResizeStoreRequest.FromString,
                     response_serializer=stillpoint_dot_wire_dot_v1_dot_standby__pb2.Store.SerializeToString,
             ),
             'ListStores': grpc.unary_unary_rpc_method_handler(
@@ -563,6 +597,33 @@ class StandbyService(object):
             _registered_method=True)
 
     @staticmethod
+    def ExportSnapshot(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/stillpoint.wire.v1.StandbyService/ExportSnapshot',
+            stillpoint_dot_wire_dot_v1_dot_standby__pb2.ExportSnapshotRequest.SerializeToString,
+            stillpoint_dot_wire_dot_v1_dot_standby__pb2.Snapshot.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
     def ProtectSnapshot(request,
             target,
             options=(),
@@ -659,6 +720,33 @@ class StandbyService(object):
             target,
             '/stillpoint.wire.v1.StandbyService/CreateStore',
             stillpoint_dot_wire_dot_v1_dot_standby__pb2.CreateStoreRequest.SerializeToString,
+            stillpoint_dot_wire_dot_v1_dot_standby__pb2.Store.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ResizeStore(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/stillpoint.wire.v1.StandbyService/ResizeStore',
+            stillpoint_dot_wire_dot_v1_dot_standby__pb2.ResizeStoreRequest.SerializeToString,
             stillpoint_dot_wire_dot_v1_dot_standby__pb2.Store.FromString,
             options,
             channel_credentials,

@@ -29,8 +29,9 @@ def test_the_commands_are_those_that_scripts_rely_on() -> None:
         *("mirror status", "mirror verify"),
         *("volume create", "volume list", "volume show", "volume resize", "volume delete"),
         *("snapshot create", "snapshot list", "snapshot show", "snapshot delete"),
-        *("snapshot protect", "snapshot unprotect", "snapshot rollback", "bookmark list", "bookmark delete"),
-        *("store create", "store list", "store delete"),
+        *("snapshot protect", "snapshot unprotect", "snapshot rollback", "snapshot export"),
+        *("bookmark list", "bookmark delete"),
+        *("store create", "store list", "store extend", "store delete"),
         *("backup run", "backup list", "backup show", "backup verify", "backup restore", "backup delete"),
     }
 
