@@ -8,7 +8,7 @@ SOURCES := stillpoint primary standby backupnode tests benchmarks deploy
 PACKAGES := stillpoint primary standby backupnode tests $(patsubst %/__init__.py,%,$(wildcard benchmarks/__init__.py))
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check proto image bench clean
+.PHONY: help demo test check torture proto image bench clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 10
@@ -27,6 +27,9 @@ check: $(INSTALLED) ## style, types, boundaries and the quick tests: before each
 	$(BIN)/mypy $(addprefix -p ,$(PACKAGES))
 	$(BIN)/lint-imports
 	$(BIN)/pytest -q tests/unit tests/conformance tests/golden
+
+torture: $(INSTALLED) ## random lives of the snapshot engine for SECONDS=300, from a seed of its own or SEED=N
+	$(BIN)/python -m tests.simulation.torture --seconds $(or $(SECONDS),300) $(if $(SEED),--seed $(SEED))
 
 proto: $(INSTALLED) ## generate the gRPC code from proto/ again
 	$(BIN)/python deploy/ci/generate_stubs.py

@@ -175,8 +175,8 @@ MUTANTS = (
     Mutant(
         "a store that grows does not carry its records over",
         "logged_store.py",
-        "        for volume, block_size, records in _needed(self._read_batches(), self._live):\n",
-        "        for volume, block_size, records in () if device_size else _needed(self._read_batches(), self._live):\n",
+        "records in _needed(self._read_batches(), self._live):",
+        "records in () if device_size else _needed(self._read_batches(), self._live):",
     ),
     Mutant(
         "memory is taken for durable",
