@@ -9,6 +9,7 @@ from stillpoint.config import Address
 from stillpoint.errors import ConfigError
 
 from .repository import Secret
+from .retention import RetentionPolicy
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +58,7 @@ class BackupNodeConfig:
     compression_level: int = 1
     rate_limit: int = 0
     encryption: EncryptionConfig = field(default_factory=EncryptionConfig)
+    retention: RetentionPolicy = field(default_factory=RetentionPolicy)
 
     def __post_init__(self) -> None:
         if not 1 <= self.compression_level <= 19:

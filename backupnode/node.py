@@ -58,6 +58,7 @@ async def _serve(config: BackupNodeConfig, repository: Repository, standby: Stan
             nbd,
             readers,
             node=config.node,
+            retention=config.retention,
             standby_address=str(config.standby.grpc),
             nbd_address=nbd_address,
         )
@@ -68,7 +69,7 @@ async def _serve(config: BackupNodeConfig, repository: Repository, standby: Stan
                 "backup node serves", extra={"grpc": str(server.address), "nbd": nbd_address, "pid": os.getpid()}
             )
             try:
-                async with _background(_sweep(puller)):
+                async with _background(_sweep(puller)), _background(service.maintain()):
                     await stop.wait()
                 await service.stop()
             finally:

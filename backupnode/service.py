@@ -19,10 +19,12 @@ from stillpoint.wire.status import Context, answers
 from stillpoint.wire.v1 import backup_pb2, backup_pb2_grpc, common_pb2
 
 from .export import BackupExports
+from .maintenance import Maintenance
 from .progress import Progress, Report
 from .puller import Puller
-from .repository import BackupRecord, Repository, parse_backup_id
+from .repository import BackupId, BackupRecord, Repository, parse_backup_id
 from .restore import restore, verify
+from .retention import RetentionPolicy
 from .streaming import Piece, stream
 
 SERVICE_NAME: Final = "stillpoint.wire.v1.BackupService"
@@ -47,6 +49,7 @@ class BackupService(backup_pb2_grpc.BackupServiceServicer):
         executor: Executor,
         *,
         node: str,
+        retention: RetentionPolicy,
         standby_address: str,
         nbd_address: str,
     ) -> None:
@@ -56,6 +59,7 @@ class BackupService(backup_pb2_grpc.BackupServiceServicer):
         self._nbd = nbd
         self._executor = executor
         self._node = node
+        self._maintenance = Maintenance(repository, retention, self._delete)
         self._standby_address = standby_address
         self._nbd_address = nbd_address
         self._jobs: set[asyncio.Task[Any]] = set()
@@ -64,6 +68,10 @@ class BackupService(backup_pb2_grpc.BackupServiceServicer):
 
     def add_to(self, server: grpc.aio.Server) -> None:
         backup_pb2_grpc.add_BackupServiceServicer_to_server(self, streams.RawServer(server))
+
+    async def maintain(self) -> None:
+        """Prune and collect when there is reason to. Until cancelled."""
+        await self._maintenance.run()
 
     async def stop(self) -> None:
         """Cancel the jobs and wait until each has cleaned up after itself."""
@@ -82,6 +90,7 @@ class BackupService(backup_pb2_grpc.BackupServiceServicer):
             record = await self._puller.run(request.volume, snapshot=request.snapshot, full=request.full, report=report)
             # Here, so that it is exported also when nobody waits for the answer any more.
             self._exports.add(record)
+            self._maintenance.ask()
             return record
 
         record = await self._run_job(job, send)
@@ -100,11 +109,8 @@ class BackupService(backup_pb2_grpc.BackupServiceServicer):
 
     @answers
     async def DeleteBackup(self, request: backup_pb2.BackupId, _: Context) -> common_pb2.Empty:
-        backup = parse_backup_id(request.id)
-        await self._repository.delete(backup)
-        export = self._exports.remove(backup)
-        if export is not None:
-            await self._nbd.drop(export)
+        await self._delete(parse_backup_id(request.id))
+        self._maintenance.ask()
         return common_pb2.Empty()
 
     @answers
@@ -154,6 +160,12 @@ class BackupService(backup_pb2_grpc.BackupServiceServicer):
             nbd_address=self._nbd_address,
             running=self._puller.running,
         )
+
+    async def _delete(self, backup: BackupId) -> None:
+        await self._repository.delete(backup)
+        export = self._exports.remove(backup)
+        if export is not None:
+            await self._nbd.drop(export)
 
     @contextmanager
     def _reading(self) -> Iterator[None]:

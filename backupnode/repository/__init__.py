@@ -2,8 +2,15 @@
 
 from .backup_id import BackupId, parse_backup_id
 from .check import CheckReport
-from .collection import CollectionReport
-from .interface import BackupReader, BackupRecord, BackupWriter, Listing, Origin, Repository
+from .interface import (
+    BackupReader,
+    BackupRecord,
+    BackupWriter,
+    CollectionReport,
+    Listing,
+    Origin,
+    Repository,
+)
 from .keys import Secret
 from .repository import PackRepository, ReadOnlyRepository, open_directory
 

@@ -18,7 +18,6 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Final, TypeVar
 
@@ -29,6 +28,7 @@ from stillpoint.errors import NotFound
 
 from .blobs import BLOB_HEADER_SIZE, ID_SIZE, ZERO_ID, Blob, check_stored
 from .index import is_missing, offsets_of, packs_of, sizes_of
+from .interface import CollectionReport
 from .packs import FOLDER, OpenPack, scan
 from .tree import page_count
 from .writer import Session
@@ -42,21 +42,6 @@ logger = logging.getLogger(__name__)
 _LIVE_SHARE_MIN: Final = 0.5
 
 T = TypeVar("T")
-
-
-@dataclass(frozen=True, slots=True)
-class CollectionReport:
-    """deleted_bytes: of packs that are gone. pending_bytes: condemned, and kept until the writers that run have ended.
-
-    unreferenced_bytes: that no backup needs, deleted or not.
-    """
-
-    deleted_packs: int = 0
-    deleted_bytes: int = 0
-    repacked_bytes: int = 0
-    pending_packs: int = 0
-    pending_bytes: int = 0
-    unreferenced_bytes: int = 0
 
 
 class Collection:

@@ -56,6 +56,21 @@ class BackupRecord:
 
 
 @dataclass(frozen=True, slots=True)
+class CollectionReport:
+    """deleted_bytes: of packs that are gone. pending_bytes: condemned, and kept until the writers that run have ended.
+
+    unreferenced_bytes: of packs that hold nothing any backup needs, deleted or not.
+    """
+
+    deleted_packs: int = 0
+    deleted_bytes: int = 0
+    repacked_bytes: int = 0
+    pending_packs: int = 0
+    pending_bytes: int = 0
+    unreferenced_bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class Listing:
     """What a repository holds."""
 
@@ -186,6 +201,14 @@ class Repository(Protocol):
 
     async def record_verified(self, backup: BackupId, verified_ns: int) -> None:
         """Note that all of it was read back and found right. Durable on return. Raises NotFound."""
+        ...
+
+    async def collect(self, *, fence: bool = False, dry_run: bool = False) -> CollectionReport:
+        """Give back the space of what no backup needs. Backups may run meanwhile, and never wait for it.
+
+        fence: end the backups that run instead of leaving to the next collection what they may rely on.
+        Raises DataCorrupt, with nothing deleted, when the index of a backup cannot be read, and DeviceError.
+        """
         ...
 
     async def stored_bytes(self) -> int:

@@ -34,11 +34,11 @@ from stillpoint.extents import Extent
 
 from .backup_id import BackupId, new_backup_id, parse_backup_id
 from .check import CheckReport, check
-from .collection import Collection, CollectionReport
+from .collection import Collection
 from .folder import DirectoryStorage
 from .format import CHUNK_SIZE, Format, make_format, read_format
 from .index import ChunkIndex
-from .interface import BackupRecord, Listing, Origin
+from .interface import BackupRecord, CollectionReport, Listing, Origin
 from .keys import Secret, recovery_form
 from .manifest import Manifest
 from .notes import Notes
