@@ -7,7 +7,7 @@ import importlib.util
 import subprocess
 import sys
 
-ALL = ("channel", "nbd", "mirror", "snapshots", "preserve", "streams", "memory", "backup")
+ALL = ("channel", "nbd", "mirror", "snapshots", "association", "preserve", "streams", "memory", "backup")
 
 
 def main() -> int:

@@ -198,15 +198,20 @@ class Life(RuleBasedStateMachine):
                 del self.shots[name]
 
     def teardown(self) -> None:
-        if hasattr(self, "rig"):
-            self.every_snapshot_is_what_it_was()
-            for snapshot in self.rig.engine.snapshots():
-                self.runner.run(self.rig.engine.delete(snapshot.name))
-            self.runner.run(self.rig.engine.flush())
-            assert [store.used_size for store in self.rig.stores.list()] == [0, 0]
-            self.runner.run(self.rig.close())
-        self.runner.close()
-        shutil.rmtree(self.folder)
+        try:
+            if hasattr(self, "rig"):
+                self._end()
+        finally:
+            self.runner.close()
+            shutil.rmtree(self.folder)
+
+    def _end(self) -> None:
+        self.every_snapshot_is_what_it_was()
+        for snapshot in self.rig.engine.snapshots():
+            self.runner.run(self.rig.engine.delete(snapshot.name))
+        self.runner.run(self.rig.engine.flush())
+        assert [store.used_size for store in self.rig.stores.list()] == [0, 0]
+        self.runner.run(self.rig.close())
 
 
 def test_no_life_that_can_be_invented_loses_a_write_or_changes_a_snapshot() -> None:
