@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
+from collections import Counter
 
 import grpc
 
@@ -211,7 +212,15 @@ class StandbyService(standby_pb2_grpc.StandbyServiceServicer):
 
     @answers
     async def ListStores(self, request: common_pb2.Empty, context: Context) -> standby_pb2.StoreList:
-        return standby_pb2.StoreList(stores=[describe_store(store) for store in self._node.stores.list()])
+        reclaimable: Counter[int] = Counter()
+        for mirror in list(self._node.mirrors.values()):
+            reclaimable.update(await mirror.engine.reclaimable())
+        answer = standby_pb2.StoreList()
+        for store in self._node.stores.list():
+            described = describe_store(store)
+            described.reclaimable_bytes = reclaimable[store.number]
+            answer.stores.append(described)
+        return answer
 
     @answers
     async def DeleteStore(self, request: standby_pb2.DeleteStoreRequest, context: Context) -> common_pb2.Empty:

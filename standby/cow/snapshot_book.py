@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 from uuid import UUID
@@ -11,10 +12,10 @@ import numpy as np
 
 from stillpoint.errors import AlreadyExists, DeviceError, NotFound, SnapshotInvalid
 
-from .association import ALL_ZEROES
+from .association import ALL_ZEROES, STORE_SHIFT
 from .catalog import Event
 from .changed import changed_extents, unknown_extents
-from .values import Bookmark, ChangedExtents, Snapshot, SnapshotState, SnapshotStatistics, check_name
+from .values import NO_GENERATION, Bookmark, ChangedExtents, Snapshot, SnapshotState, SnapshotStatistics, check_name
 from .volume import Volume
 from .write_stream import WriteStream
 
@@ -129,6 +130,27 @@ class SnapshotBook(WriteStream):
                 return SnapshotStatistics(
                     of.name, preserved, reclaimable * volume.block_size, shared * volume.block_size
                 )
+
+            return await self._run(count)
+
+    async def reclaimable(self) -> dict[int, int]:
+        """Bytes by number of store that deleting every snapshot that is not protected would give back, exactly."""
+        volume = self._volume
+        async with self._lock:
+            protected = [generation for generation in volume.live if volume.snapshots[generation].protected]
+            maps = [(generation, volume.maps[generation]) for generation in volume.live]
+
+            def count() -> dict[int, int]:
+                sizes: Counter[int] = Counter()
+                for generation, records in maps:
+                    # The newest protected snapshot that sees a record of this map decides whether it has to stay.
+                    keeper = max((other for other in protected if other <= generation), default=NO_GENERATION)
+                    for _, addresses, born in records.pieces():
+                        freed = addresses[(addresses > ALL_ZEROES) & (born.astype(np.int64) > keeper)]
+                        numbers, counts = np.unique(freed >> np.uint64(STORE_SHIFT), return_counts=True)
+                        for number, blocks in zip(numbers.tolist(), counts.tolist(), strict=True):
+                            sizes[number] += blocks * volume.block_size
+                return dict(sizes)
 
             return await self._run(count)
 

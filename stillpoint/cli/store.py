@@ -147,16 +147,18 @@ async def list_(invocation: Invocation) -> None:
         answer = await nodes.standby.call("ListStores", common_pb2.Empty(), standby_pb2.StoreList)
     stores = sorted(answer.stores, key=lambda each: each.name)
     if invocation.output.as_json:
-        invocation.output.document([store_document(each) for each in stores])
+        documents = [{**store_document(each), "reclaimable_bytes": each.reclaimable_bytes} for each in stores]
+        invocation.output.document(documents)
         return
     invocation.output.table(
-        ("STORE", "KIND", "SIZE>", "USED>", "FULL>", "MAP", "WHERE", "FAILURE"),
+        ("STORE", "KIND", "SIZE>", "USED>", "RECLAIMABLE>", "FULL>", "MAP", "WHERE", "FAILURE"),
         [
             (
                 each.name,
                 kind_word(each.kind),
                 format_size(each.size),
                 format_size(each.used_bytes),
+                format_size(each.reclaimable_bytes),
                 used_cell(each),
                 each.map,
                 ", ".join(each.paths),

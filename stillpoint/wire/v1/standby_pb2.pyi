@@ -322,7 +322,7 @@ class ResizeStoreRequest(_message.Message):
     def __init__(self, name: _Optional[str] = ..., size: _Optional[int] = ...) -> None: ...
 
 class Store(_message.Message):
-    __slots__ = ("name", "uuid", "kind", "size", "used_bytes", "paths", "failure", "map", "size_max", "used_percent", "warning_percent")
+    __slots__ = ("name", "uuid", "kind", "size", "used_bytes", "paths", "failure", "map", "size_max", "used_percent", "warning_percent", "reclaimable_bytes")
     NAME_FIELD_NUMBER: _ClassVar[int]
     UUID_FIELD_NUMBER: _ClassVar[int]
     KIND_FIELD_NUMBER: _ClassVar[int]
@@ -334,6 +334,7 @@ class Store(_message.Message):
     SIZE_MAX_FIELD_NUMBER: _ClassVar[int]
     USED_PERCENT_FIELD_NUMBER: _ClassVar[int]
     WARNING_PERCENT_FIELD_NUMBER: _ClassVar[int]
+    RECLAIMABLE_BYTES_FIELD_NUMBER: _ClassVar[int]
     name: str
     uuid: str
     kind: StoreKind
@@ -345,7 +346,8 @@ class Store(_message.Message):
     size_max: int
     used_percent: int
     warning_percent: int
-    def __init__(self, name: _Optional[str] = ..., uuid: _Optional[str] = ..., kind: _Optional[_Union[StoreKind, str]] = ..., size: _Optional[int] = ..., used_bytes: _Optional[int] = ..., paths: _Optional[_Iterable[str]] = ..., failure: _Optional[str] = ..., map: _Optional[str] = ..., size_max: _Optional[int] = ..., used_percent: _Optional[int] = ..., warning_percent: _Optional[int] = ...) -> None: ...
+    reclaimable_bytes: int
+    def __init__(self, name: _Optional[str] = ..., uuid: _Optional[str] = ..., kind: _Optional[_Union[StoreKind, str]] = ..., size: _Optional[int] = ..., used_bytes: _Optional[int] = ..., paths: _Optional[_Iterable[str]] = ..., failure: _Optional[str] = ..., map: _Optional[str] = ..., size_max: _Optional[int] = ..., used_percent: _Optional[int] = ..., warning_percent: _Optional[int] = ..., reclaimable_bytes: _Optional[int] = ...) -> None: ...
 
 class StoreList(_message.Message):
     __slots__ = ("stores",)

@@ -271,3 +271,28 @@ def test_a_store_on_a_disk_that_has_not_grown_stays_in_service(tmp_path: Path, m
         store.preserve(_images([1], b"x" * 4096))
     assert not store.failed
     stores.close()
+
+
+@pytest.mark.parametrize("form", ["array", "hash", "ordered", "unordered"])
+def test_what_is_reclaimable_is_what_deleting_all_but_protected_snapshots_gives_back(tmp_path: Path, form: str) -> None:
+    async def main() -> None:
+        choose = random.Random(6)
+        rig = Rig(tmp_path)
+        rig.stores.create("default", kind="file", size=64 * MIB, map_form=form)
+        number = rig.stores.list()[0].number
+        for name in ("a", "kept", "b", "c"):
+            for _ in range(60):
+                rig.engine.write(choose.randrange(rig.size - 9000), memoryview(choose.randbytes(9000)))
+            await rig.snapshot(name)
+        _fill(rig, choose)
+        await rig.engine.flush()
+        assert (await rig.engine.reclaimable())[number] == rig.stores.list()[0].used_size
+        await rig.engine.protect("kept", True)
+        expected = (await rig.engine.reclaimable())[number]
+        before = rig.stores.list()[0].used_size
+        for name in ("c", "a", "b"):
+            await rig.engine.delete(name)
+        assert 0 < before - rig.stores.list()[0].used_size == expected
+        await rig.close()
+
+    run(main)
