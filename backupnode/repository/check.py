@@ -53,7 +53,7 @@ async def check(
     sizes = {name: await loop.run_in_executor(executor, storage.size, f"{FOLDER}/{name}") for name in names}
     total = sum(sizes.values())
     for name, size in sizes.items():
-        lost = await loop.run_in_executor(executor, lambda name=name: _check_pack(repository, name, deep=deep))  # type: ignore[misc]
+        lost = await loop.run_in_executor(executor, lambda name=name: check_pack(repository, name, deep=deep))  # type: ignore[misc]
         if lost is not None:
             result.damaged_packs.append(name)
             result.lost_blobs += await repository.lose(name, lost)
@@ -67,7 +67,7 @@ async def check(
     return result
 
 
-def _check_pack(repository: PackRepository, name: str, *, deep: bool) -> frozenset[int] | None:
+def check_pack(repository: PackRepository, name: str, *, deep: bool) -> frozenset[int] | None:
     """None: it is right. Otherwise the offsets of the blobs in it that are right nevertheless."""
     try:
         data = memoryview(repository.storage.read(f"{FOLDER}/{name}"))

@@ -33,7 +33,7 @@ from stillpoint.errors import (
 from stillpoint.extents import Extent
 
 from .backup_id import BackupId, new_backup_id, parse_backup_id
-from .check import CheckReport, check
+from .check import CheckReport, check, check_pack
 from .collection import Collection
 from .folder import DirectoryStorage
 from .format import CHUNK_SIZE, Format, make_format, read_format
@@ -100,6 +100,8 @@ class PackRepository:
         session = Session()
         self._collection.began(session)
         try:
+            # After whatever quarantine is under way.
+            await self._in_pack_thread(lambda: None)
             base, missing = await asyncio.to_thread(self._open_base, origin)
         except BaseException:
             self._collection.ended(session)
@@ -191,6 +193,11 @@ class PackRepository:
 
         def work() -> None:
             self.packs.quarantine(damaged)
+            # Damage seldom comes alone, and what is not known to be damaged is deduplicated against.
+            with contextlib.suppress(StillpointError):
+                kept = check_pack(self, damaged.pack, deep=False)
+                if kept is not None:
+                    self.packs.lose(damaged.pack, kept)
             self._note_quarantine()
 
         with contextlib.suppress(RuntimeError):  # it is closing
