@@ -7,7 +7,18 @@ import importlib.util
 import subprocess
 import sys
 
-ALL = ("channel", "nbd", "mirror", "snapshots", "association", "preserve", "streams", "memory", "backup")
+ALL = (
+    "channel",
+    "nbd",
+    "mirror",
+    "snapshots",
+    "association",
+    "preserve",
+    "streams",
+    "memory",
+    "backup",
+    "backup_peers",
+)
 
 
 def main() -> int:

@@ -22,7 +22,7 @@ test_tools=(
   qemu-io:qemu-utils
   strace:strace
 )
-bench_tools=("${test_tools[@]}" qemu-storage-daemon:qemu-system-common)
+bench_tools=("${test_tools[@]}" qemu-storage-daemon:qemu-system-common borg:borgbackup restic:restic)
 docker_tools=(dockerd:docker.io debootstrap:debootstrap)
 
 PATH=$PATH:/usr/local/sbin:/usr/sbin:/sbin
