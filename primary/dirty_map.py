@@ -27,7 +27,7 @@ import numpy as np
 import numpy.typing as npt
 
 from stillpoint.checksum import crc32
-from stillpoint.document import boot_id, sync_folder
+from stillpoint.document import boot_id, fsync_folder
 from stillpoint.errors import DataCorrupt, DeviceError
 from stillpoint.extents import Extent
 
@@ -60,7 +60,7 @@ class DirtyMap:
             if create:
                 # Allocated beforehand: a mapped page without space would end the process, not the write.
                 os.posix_fallocate(self._fd, 0, total)
-                sync_folder(path.parent)
+                fsync_folder(path.parent)
             if os.fstat(self._fd).st_size < total:
                 raise DataCorrupt(f"{path} does not belong to a volume of {size} bytes")
             self._map()

@@ -19,9 +19,9 @@ def boot_id() -> str:
     return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
 
 
-def sync_folder(folder: Path) -> None:
-    """Make the names in a folder durable: its new, renamed and removed entries."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+def fsync_folder(folder: Path) -> None:
+    """Make the names in a folder durable: its new, renamed and removed entries. Raises OSError."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         os.fsync(descriptor)
     finally:
@@ -38,7 +38,7 @@ def write_document(path: Path, document: dict[str, Any]) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.rename(fresh, path)
-        sync_folder(path.parent)
+        fsync_folder(path.parent)
     except OSError as error:
         raise DeviceError(f"cannot write {path}: {error.strerror}", error.errno or 0) from error
 

@@ -21,7 +21,7 @@ from typing import Final, Protocol, TypeVar
 
 from .config import format_size
 from .devices import Buffer, FileDevice
-from .devices.file import fsync_folder
+from .document import fsync_folder
 from .errors import AlreadyExists, DeviceError, InvalidRequest, Refused
 from .extents import Extent, check_range, split
 from .target_nbd import NbdDisk

@@ -18,6 +18,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
+from stillpoint.document import fsync_folder
 from stillpoint.errors import AlreadyExists, DeviceError, InUse, NotFound, Refused
 
 from .chunking import Piece
@@ -206,13 +207,4 @@ def _temporary(folder: Path, contents: bytes) -> Iterator[Path]:
     finally:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(path)
-        os.close(descriptor)
-
-
-def fsync_folder(folder: Path) -> None:
-    """Make the names in `folder` durable. Raises OSError."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
         os.close(descriptor)

@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any, Final, TypeAlias
 
 from stillpoint.devices import linux
-from stillpoint.devices.file import fsync_folder
+from stillpoint.document import fsync_folder
 from stillpoint.errors import DataCorrupt, DeviceError
 
 from .values import FIRST_GENERATION

@@ -23,6 +23,7 @@ from typing import Any
 from uuid import uuid4
 
 from stillpoint.devices import BlockDevice
+from stillpoint.document import boot_id
 from stillpoint.errors import AlreadyExists, DeviceError, InvalidRequest, Refused, SnapshotInvalid
 
 from . import recovery
@@ -74,7 +75,7 @@ class SnapshotEngine(SnapshotBook):
         size: int | None = None,
         block_size: int = BLOCK_SIZE_DEFAULT,
         mirror_paths: Sequence[Path | str] = (),
-        boot: Callable[[], str] = recovery.boot_id,
+        boot: Callable[[], str] = boot_id,
         **options: Any,
     ) -> SnapshotEngine:
         """Make the state of a new volume in `folder` and open it. Waits for the disk.
@@ -95,7 +96,7 @@ class SnapshotEngine(SnapshotBook):
         stores: StoreDirectory,
         *,
         mirror_paths: Sequence[Path | str] = (),
-        boot: Callable[[], str] = recovery.boot_id,
+        boot: Callable[[], str] = boot_id,
         **options: Any,
     ) -> SnapshotEngine:
         """Open what `create` made, recovering from whatever stopped the last run (`recovery.py`). Waits for the disk.

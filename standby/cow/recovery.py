@@ -25,7 +25,7 @@ from uuid import UUID, uuid4
 import numpy as np
 
 from stillpoint.devices import BlockDevice
-from stillpoint.devices.file import fsync_folder
+from stillpoint.document import fsync_folder
 from stillpoint.errors import AlreadyExists, DataCorrupt, DeviceError, InvalidRequest, NotFound
 
 from . import record_log
@@ -50,11 +50,6 @@ class _Entries:
     addresses: Addresses
     born: Generations
     new_birth: Generations
-
-
-def boot_id() -> str:
-    """Which start of this machine it is: the page cache of another one is gone."""
-    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
 
 
 def create_state(folder: Path, name: str, mirror: BlockDevice, *, size: int, block_size: int) -> None:

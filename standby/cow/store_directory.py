@@ -20,7 +20,7 @@ from typing import Any, Final, Protocol
 from uuid import UUID, uuid4
 
 from stillpoint.devices import BlockDevice, FileDevice, MemoryDevice, open_device
-from stillpoint.devices.file import fsync_folder
+from stillpoint.document import fsync_folder
 from stillpoint.errors import (
     AlreadyExists,
     DataCorrupt,

@@ -9,6 +9,7 @@ import os
 import stat
 from pathlib import Path
 
+from ..document import fsync_folder
 from ..errors import AlreadyExists, DeviceError, InUse, InvalidRequest, NotFound, PermissionRefused, Refused
 from . import linux
 from .descriptor import DescriptorDevice
@@ -77,15 +78,6 @@ class FileDevice(DescriptorDevice):
         actual = linux.block_device_size(self._descriptor)
         if actual != size:
             raise Refused(f"{self.path}: is a device of {actual} bytes; grow it first to make it {size}")
-
-
-def fsync_folder(folder: Path) -> None:
-    """Make the names in `folder` durable. Raises OSError."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _open(path: Path, *, read_only: bool, exclusive: bool) -> tuple[int, bool]:
