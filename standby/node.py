@@ -23,6 +23,7 @@ from stillpoint.nbd.listen import listen_tcp
 from .config import StandbyConfig
 from .cow import Snapshot, SnapshotEngine, StoreDirectory, create_snapshots
 from .cow.association_forms import FORM_DEFAULT
+from .endings import Endings
 from .export_supervisor import ExportSupervisor
 from .mirror import Mirror
 from .record import MirrorRecord
@@ -47,6 +48,7 @@ class StandbyNode:
         self.stores = StoreDirectory(config.state_dir / "stores", default_size=config.snapshots.default_store_size)
         self.export = ExportSupervisor(config, self._describe)
         self._listener: DataLinkListener | None = None
+        self._endings = Endings(self._follow_endings)
 
     @property
     def _folder(self) -> Path:
@@ -81,6 +83,7 @@ class StandbyNode:
             "expires": self.config.snapshots.expire,
             "count_max": self.config.snapshots.count_max,
             "preserved_size_max": self.config.snapshots.preserved_size_max,
+            "on_ended": self._endings.add,
         }
         if folder.exists():
             return SnapshotEngine.open(folder, device, self.stores, **options)
@@ -97,6 +100,7 @@ class StandbyNode:
                 await mirror.close()
             except StillpointError as error:
                 logger.error("mirror not closed cleanly: %s", error, extra={"volume": mirror.record.volume})
+        await self._endings.settle()
         self.stores.close()
         self.executor.shutdown()
 
@@ -112,6 +116,17 @@ class StandbyNode:
     async def _publish(self, volume: str) -> None:
         mirror = self.mirrors.get(volume)
         await self.export.publish(volume, mirror.describe() if mirror is not None else None)
+
+    async def _follow_endings(self, volume: str, ended: Sequence[Snapshot]) -> None:
+        """An invalid snapshot keeps its overlay: what was written there is the user's until it is deleted."""
+        mirror = self.mirrors.get(volume)
+        if mirror is None:
+            return
+        left = {snapshot.uuid for snapshot in mirror.engine.snapshots()}
+        for snapshot in ended:
+            if snapshot.uuid not in left:
+                await asyncio.get_running_loop().run_in_executor(self.executor, mirror.overlays.delete, snapshot)
+        await self._publish(volume)
 
     # --- mirrors
 

@@ -6,6 +6,7 @@ A snapshot whose overlay file exists is writable. The file is made by this proce
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -14,6 +15,8 @@ from stillpoint.devices.overlay import storage_size
 from stillpoint.errors import DeviceError
 
 from .cow import Snapshot
+
+logger = logging.getLogger(__name__)
 
 
 class Overlays:
@@ -40,8 +43,14 @@ class Overlays:
             FileDevice.create(self._path(snapshot), storage_size(snapshot.size, block_size)).close()
 
     def delete(self, snapshot: Snapshot) -> None:
-        """With everything that was written to it. A read-only snapshot has none."""
-        self._path(snapshot).unlink(missing_ok=True)
+        """With everything that was written to it. A read-only snapshot has none.
+
+        A file that cannot be removed is logged, and removed at the next start.
+        """
+        try:
+            self._path(snapshot).unlink(missing_ok=True)
+        except OSError as error:
+            logger.error("overlay not removed: %s", error.strerror, extra={"file": self._path(snapshot)})
 
     def _path(self, snapshot: Snapshot) -> Path:
         return self._folder / f"{snapshot.uuid}.overlay"

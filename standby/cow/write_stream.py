@@ -28,7 +28,7 @@ from .preservation import PreImages, PreservationStore
 from .preserver import Failure, Trouble
 from .retiring import Retirement
 from .stage import MARK_MAX, Change, Marks, Stage, overlay
-from .values import NO_GENERATION, SnapshotState
+from .values import NO_GENERATION, Snapshot, SnapshotState
 from .volume import Volume
 
 logger = logging.getLogger(__name__)
@@ -54,6 +54,7 @@ class WriteStream:
         executor: Executor | None = None,
         stage_size_max: int = STAGE_SIZE_MAX,
         on_staged: Callable[[], None] | None = None,
+        on_ended: Callable[[Snapshot], None] | None = None,
         expires: bool = False,
         count_max: int = 0,
         preserved_size_max: int = 0,
@@ -61,6 +62,8 @@ class WriteStream:
         """executor: where steps run that wait for disks; None: the loop's own.
         stage_size_max: bytes of memory for staged changes; see `wants_commit`.
         on_staged: called when the first change is staged; whoever sets it calls `commit` within a short time.
+        on_ended: called when the engine itself has ended a snapshot, as it was made: it expired and is gone, or it is
+        invalid.
         expires: delete the oldest snapshots that are not protected before one is made invalid for want of room.
         count_max: snapshots the volume may have; 0: SNAPSHOTS_MAX.
         preserved_size_max: bytes its snapshots may hold in stores, give or take one commit; 0: no limit. Beyond it
@@ -70,6 +73,7 @@ class WriteStream:
         self._executor = executor
         self._stage_size_max = stage_size_max
         self._on_staged = on_staged
+        self._on_ended = on_ended
         self._expires = expires
         self._count_max = count_max
         self._preserved_size_max = preserved_size_max
@@ -270,7 +274,7 @@ class WriteStream:
     async def _expire(self, generation: int) -> bool:
         """Delete a snapshot to make room. False: the catalog cannot be written."""
         volume = self._volume
-        name = volume.snapshots[generation].name
+        snapshot = volume.snapshots[generation]
         retirement = Retirement(volume, generation, run=self._run)
         try:
             await retirement.delete()
@@ -278,7 +282,8 @@ class WriteStream:
             return False
         finally:
             self._refresh()
-        logger.warning("snapshot expired to make room", extra={"volume": volume.name, "snapshot": name})
+        logger.warning("snapshot expired to make room", extra={"volume": volume.name, "snapshot": snapshot.name})
+        self._tell_ended(snapshot)
         for victim in retirement.victims:
             await self._invalidate(victim, "no space for the association map")
         return True
@@ -286,12 +291,13 @@ class WriteStream:
     async def _invalidate(self, generation: int, reason: str) -> None:
         if generation not in self._volume.live:
             return
-        name = self._volume.snapshots[generation].name
-        fields = {"volume": self._volume.name, "snapshot": name}
+        snapshot = self._volume.snapshots[generation]
+        fields = {"volume": self._volume.name, "snapshot": snapshot.name}
         logger.warning("snapshot is lost: %s", reason, extra=fields)
         retirement = Retirement(self._volume, generation, run=self._run)
         recorded = await retirement.invalidate(reason)
         self._refresh()
+        self._tell_ended(snapshot)
         for victim in retirement.victims:
             await self._invalidate(victim, "no space for the association map")
         if not recorded:
@@ -304,8 +310,10 @@ class WriteStream:
         durable before anything is overwritten, else the mirror must stop.
         """
         while self._volume.live:
-            retirement = Retirement(self._volume, self._volume.live[0], run=self._run)
+            snapshot = self._volume.snapshots[self._volume.live[0]]
+            retirement = Retirement(self._volume, snapshot.generation, run=self._run)
             await retirement.invalidate("the snapshot catalog cannot be written")
+            self._tell_ended(snapshot)
         self._refresh()
         self._volume.births.array[:] = self._volume.current
         try:
@@ -314,6 +322,10 @@ class WriteStream:
             self._failed = error
             self._refresh()
             raise
+
+    def _tell_ended(self, snapshot: Snapshot) -> None:
+        if self._on_ended is not None:
+            self._on_ended(snapshot)
 
     def _refresh(self) -> None:
         """Take over what the hot path keeps at hand. Needed after every change of `live`, `current` or the size."""

@@ -243,6 +243,37 @@ def test_snapshots_of_a_volume_hold_no_more_bytes_than_they_may(tmp_path: Path, 
     run(main)
 
 
+@pytest.mark.parametrize("expires", [False, True])
+def test_whoever_serves_snapshots_is_told_of_each_that_the_engine_ends_and_of_no_other(
+    tmp_path: Path, expires: bool
+) -> None:
+    async def main() -> None:
+        choose = random.Random(7)
+        ended: list[str] = []
+        rig = Rig(
+            tmp_path,
+            size=4 * MIB,
+            store_size=14 * MIB,
+            expires=expires,
+            on_ended=lambda snapshot: ended.append(snapshot.name),
+        )
+        await rig.snapshot("deleted")
+        await rig.engine.delete("deleted")
+        for number in range(5):
+            _fill(rig, choose)
+            await rig.engine.commit()
+            await rig.snapshot(f"s{number}")
+        _fill(rig, choose)
+        await rig.engine.flush()
+        active = {snapshot.name for snapshot in rig.engine.snapshots() if snapshot.state is SnapshotState.ACTIVE}
+        assert ended == [name for name in ("s0", "s1", "s2", "s3", "s4") if name not in active]
+        assert ended
+        assert {snapshot.name for snapshot in rig.engine.snapshots()} - active == set(() if expires else ended)
+        await rig.close()
+
+    run(main)
+
+
 def test_a_volume_has_no_more_snapshots_than_it_may(tmp_path: Path) -> None:
     async def main() -> None:
         rig = Rig(tmp_path, count_max=2)
