@@ -1,15 +1,16 @@
 """Backup repositories behind one promise (`interface.Repository`). Format: README.md."""
 
 from .backup_id import BackupId, parse_backup_id
-from .check import CheckReport
 from .interface import (
     BackupReader,
     BackupRecord,
     BackupWriter,
+    CheckReport,
     CollectionReport,
     Listing,
     Origin,
     Repository,
+    Usage,
 )
 from .keys import Secret
 from .repository import PackRepository, ReadOnlyRepository, open_directory
@@ -27,6 +28,7 @@ __all__ = [
     "ReadOnlyRepository",
     "Repository",
     "Secret",
+    "Usage",
     "open_directory",
     "parse_backup_id",
 ]

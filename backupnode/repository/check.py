@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from concurrent.futures import Executor
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from blake3 import blake3
@@ -18,25 +17,11 @@ from stillpoint.errors import DataCorrupt, NotFound, Refused
 
 from .backup_id import BackupId
 from .blobs import BLOB_HEADER_SIZE, BlobKind, check_stored, decode
+from .interface import CheckReport
 from .packs import FOLDER, scan
 
 if TYPE_CHECKING:
     from .repository import PackRepository
-
-
-@dataclass(slots=True)
-class CheckReport:
-    """affected: what is wrong with each backup that cannot be restored whole."""
-
-    checked_bytes: int = 0
-    checked_packs: int = 0
-    damaged_packs: list[str] = field(default_factory=list)
-    lost_blobs: int = 0
-    affected: dict[BackupId, str] = field(default_factory=dict)
-
-    @property
-    def ok(self) -> bool:
-        return not self.damaged_packs and not self.affected
 
 
 async def check(

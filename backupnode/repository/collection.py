@@ -26,11 +26,11 @@ import numpy.typing as npt
 
 from stillpoint.errors import NotFound
 
-from .blobs import BLOB_HEADER_SIZE, ID_SIZE, ZERO_ID, Blob, check_stored
-from .index import is_missing, offsets_of, packs_of, sizes_of
+from .accounting import distinct, named_locations
+from .blobs import BLOB_HEADER_SIZE, Blob, check_stored
+from .index import offsets_of, packs_of, sizes_of
 from .interface import CollectionReport
 from .packs import FOLDER, OpenPack, scan
-from .tree import page_count
 from .writer import Session
 
 if TYPE_CHECKING:
@@ -122,18 +122,8 @@ class Collection:
                 reader = self._repository.open(backup)
             except NotFound:
                 continue  # deleted meanwhile
-            page_ids = reader.page_ids
-            found.append(self._packs.index.find_all(bytes(page_ids)))
-            found.append(self._packs.index.find_all(b"".join(reader.upper_ids)))
-            for page_index in range(page_count(reader.chunk_count)):
-                identity = bytes(page_ids[page_index * ID_SIZE : (page_index + 1) * ID_SIZE])
-                if identity != ZERO_ID and identity not in visited:
-                    visited.add(identity)
-                    found.append(self._packs.index.find_all(reader.page(page_index)))
-        if not found:
-            return np.empty(0, np.uint64)
-        every = np.unique(np.concatenate(found))
-        return every[~is_missing(every)]
+            found += named_locations(reader, self._packs.index, visited)
+        return distinct(found)
 
     async def _repack(self, numbers: list[int]) -> int:
         """Copy what is live in these packs to a new one, durable on return."""
@@ -148,7 +138,7 @@ class Collection:
             relied |= packs
         await self._in_pack_thread(self._packs.seal)
         for pack in relied:
-            await asyncio.wrap_future(pack.sealed)
+            await pack.durable()
         return total
 
     def _copy(self, number: int, offsets: set[int]) -> tuple[int, set[OpenPack]]:

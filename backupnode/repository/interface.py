@@ -15,8 +15,9 @@ may be made from several threads at once: it feeds block devices and worker thre
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Executor
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from stillpoint.extents import Extent
@@ -68,6 +69,29 @@ class CollectionReport:
     pending_packs: int = 0
     pending_bytes: int = 0
     unreferenced_bytes: int = 0
+
+
+@dataclass(slots=True)
+class CheckReport:
+    """affected: what is wrong with each backup that cannot be restored whole."""
+
+    checked_bytes: int = 0
+    checked_packs: int = 0
+    damaged_packs: list[str] = field(default_factory=list)
+    lost_blobs: int = 0
+    affected: dict[BackupId, str] = field(default_factory=dict)
+
+    @property
+    def ok(self) -> bool:
+        return not self.damaged_packs and not self.affected
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Bytes as stored. referenced_bytes: of everything a backup names; unique_bytes: what no other backup names."""
+
+    referenced_bytes: int
+    unique_bytes: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,6 +225,21 @@ class Repository(Protocol):
 
     async def record_verified(self, backup: BackupId, verified_ns: int) -> None:
         """Note that all of it was read back and found right. Durable on return. Raises NotFound."""
+        ...
+
+    async def protect(self, backup: BackupId, protected: bool) -> None:
+        """A protected backup is not deleted, by hand or by a policy. Durable on return. Raises NotFound."""
+        ...
+
+    async def usage(self, backup: BackupId) -> Usage:
+        """What it occupies. Reads the indices of all backups. Raises NotFound, DataCorrupt, DeviceError."""
+        ...
+
+    async def check(self, executor: Executor, *, deep: bool, report: Callable[[int, int], None]) -> CheckReport:
+        """Prove everything that is stored, and name the backups that cannot be restored whole.
+
+        deep: also decrypt, decompress and hash every chunk. report: bytes done, and in all. Raises DeviceError.
+        """
         ...
 
     async def collect(self, *, fence: bool = False, dry_run: bool = False) -> CollectionReport:

@@ -10,6 +10,7 @@ Invariants:
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import struct
 import threading
@@ -72,6 +73,11 @@ class OpenPack:
 
     def abort(self) -> None:
         self._upload.abort()
+
+    async def durable(self) -> None:
+        """Wait until it is. Raises DeviceError."""
+        # Shielded: whoever gives up waiting must not cancel `sealed`, which other writers wait for and the sealer sets.
+        await asyncio.shield(asyncio.wrap_future(self.sealed))
 
 
 class Packs:

@@ -32,13 +32,14 @@ from stillpoint.errors import (
 )
 from stillpoint.extents import Extent
 
+from .accounting import usage
 from .backup_id import BackupId, new_backup_id, parse_backup_id
-from .check import CheckReport, check, check_pack
+from .check import check, check_pack
 from .collection import Collection
 from .folder import DirectoryStorage
 from .format import CHUNK_SIZE, Format, make_format, read_format
 from .index import ChunkIndex
-from .interface import BackupRecord, CollectionReport, Listing, Origin
+from .interface import BackupRecord, CheckReport, CollectionReport, Listing, Origin, Usage
 from .keys import Secret, recovery_form
 from .manifest import Manifest
 from .notes import Notes
@@ -144,6 +145,9 @@ class PackRepository:
     async def protect(self, backup: BackupId, protected: bool) -> None:
         """A protected backup is not deleted, by hand or by a policy. Durable on return. Raises NotFound."""
         await asyncio.to_thread(self._change_note, backup, protected=protected)
+
+    async def usage(self, backup: BackupId) -> Usage:
+        return await asyncio.to_thread(usage, self, backup)
 
     async def collect(self, *, fence: bool = False, dry_run: bool = False) -> CollectionReport:
         """Give back the space of what no backup needs. See `collection.py`."""

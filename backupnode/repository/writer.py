@@ -136,7 +136,7 @@ class PackWriter:
         root = await self._in_pack_thread(self._finish_index)
         await self._in_pack_thread(self._packs.seal)
         for pack in self._relied:
-            await asyncio.wrap_future(pack.sealed)
+            await pack.durable()
         record = BackupRecord(
             id=self._id,
             origin=self._origin,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
+import threading
 from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -22,6 +23,7 @@ from backupnode.repository import (
     Secret,
     open_directory,
 )
+from backupnode.repository.storage import Upload
 from backupnode.streaming import stream
 from stillpoint.errors import DataCorrupt, InvalidRequest, NotFound
 
@@ -275,6 +277,43 @@ def test_a_writer_that_is_cancelled_at_any_time_can_be_aborted(open_repository: 
         assert not listing.damaged
         await repository.collect()
         assert await repository.stored_bytes() < 2.2 * len(data)
+        await repository.close()
+
+    asyncio.run(main())
+
+
+def test_a_commit_that_is_cancelled_leaves_another_that_waits_for_the_same_pack(tmp_path: Path) -> None:
+    async def main() -> None:
+        repository = await open_directory(tmp_path / "repository", chunk_size=CHUNK)
+        data = random.Random(1).randbytes(10 * CHUNK)
+        upload = repository.storage.upload
+        may_finish = threading.Event()
+
+        def slow_upload(folder: str) -> Upload:
+            made = upload(folder)
+            finish = made.finish
+
+            def slow_finish(name: str) -> None:
+                may_finish.wait(20)
+                finish(name)
+
+            made.finish = slow_finish  # type: ignore[method-assign]
+            return made
+
+        repository.storage.upload = slow_upload  # type: ignore[method-assign]
+        writers = [await repository.begin(origin(len(data))) for _ in range(2)]
+        commits = []
+        for writer in writers:
+            await writer.write(data)
+            commits.append(asyncio.create_task(writer.commit(received_bytes=0)))
+        await asyncio.sleep(0.2)  # both wait for the pack to be durable
+        commits[0].cancel()
+        await asyncio.wait([commits[0]])
+        await writers[0].abort()
+        may_finish.set()
+        made = await commits[1]
+        assert await read_all(repository, made.id) == data
+        assert [record.id for record in (await repository.list()).backups] == [made.id]
         await repository.close()
 
     asyncio.run(main())
