@@ -22,8 +22,9 @@ import enum
 import errno as errno_module
 import logging
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor
+from time import perf_counter
 
 from stillpoint.devices import BlockDevice
 from stillpoint.errors import DeviceError, StillpointError
@@ -32,6 +33,7 @@ from stillpoint.link.frames import Watermarks
 from stillpoint.nbd.constants import REQUEST_SIZE_MAX
 from stillpoint.nbd.errors import nbd_errno
 from stillpoint.nbd.export import Replier, run_in_thread
+from stillpoint.traffic import Latency, Traffic
 
 from .dirty_map import DirtyMap
 from .sender import Sender
@@ -50,16 +52,31 @@ class AckMode(enum.Enum):
 class _Request:
     """A write that waits for its acknowledgement."""
 
-    __slots__ = ("cookie", "errno", "replier", "sequence")
+    __slots__ = ("began", "cookie", "errno", "latency", "replier", "sequence")
 
-    def __init__(self, replier: Replier, cookie: int) -> None:
+    def __init__(self, replier: Replier, cookie: int, began: float, latency: Latency) -> None:
+        """began: when its batch had arrived; how long it took from there goes to `latency`."""
         self.replier = replier
         self.cookie = cookie
+        self.began = began
+        self.latency = latency
         self.sequence = 0
         self.errno = 0
 
-    def answer(self) -> None:
-        self.replier.reply(self.cookie, self.errno)
+
+def _answer(requests: Iterable[_Request]) -> None:
+    """Those of one batch are observed together: looking for the right bucket costs more than the rest."""
+    now = perf_counter()
+    count, began, latency = 0, 0.0, None
+    for request in requests:
+        if request.began != began or request.latency is not latency:
+            if latency is not None:
+                latency.observe(now - began, count)
+            count, began, latency = 0, request.began, request.latency
+        count += 1
+        request.replier.reply(request.cookie, request.errno)
+    if latency is not None:
+        latency.observe(now - began, count)
 
 
 class _Flush:
@@ -104,8 +121,7 @@ class MirroredDevice:
         self.description = f"volume {name}"
         self.mode = mode
         self.connection_count = 0
-        self.read_bytes = 0
-        self.written_bytes = 0
+        self.traffic = Traffic()
         self.failure = ""
         # The range that a resync is reading just now; a write into it sets `read_disturbed`.
         self.reading: Extent | None = None
@@ -117,6 +133,10 @@ class MirroredDevice:
         self._async_queue_bytes = async_queue_bytes
         self._sender: Sender | None = None
         self._detached: Callable[[Exception], None] | None = None
+        # Bound once: one call less for each read.
+        self.try_read_into = device.try_read_into
+        self.read_into = device.read_into
+        self._began = 0.0  # when the batch in hand had arrived; 0.0: none is in hand
         self._local: list[_LocalWork] = []
         self._answer_now: list[_Request] = []
         self._pending: deque[_Request] = deque()
@@ -124,13 +144,6 @@ class MirroredDevice:
         self._flush: _Flush | None = None
 
     # --- reading
-
-    def try_read_into(self, offset: int, buffer: memoryview, /) -> bool:
-        self.read_bytes += len(buffer)  # here, on the loop, whether or not a thread has to go on
-        return self._device.try_read_into(offset, buffer)
-
-    def read_into(self, offset: int, buffer: memoryview, /) -> None:
-        self._device.read_into(offset, buffer)
 
     def extents(self, offset: int, length: int, /) -> Iterator[MappedExtent]:
         return self._device.extents(offset, length)
@@ -140,10 +153,9 @@ class MirroredDevice:
     def write(self, offset: int, payload: memoryview, owned: bool, fua: bool, replier: Replier, cookie: int, /) -> None:
         length = len(payload)
         self._dirty.mark(offset, length)
-        self.written_bytes += length
         if self.reading is not None:
             self._disturb(offset, length)
-        request = _Request(replier, cookie)
+        request = _Request(replier, cookie, self._began or self._begin_batch(), self.traffic.write_latency)
         if self._sender is not None:
             request.sequence = self._sender.write(offset, payload, owned=owned)
         device = self._device
@@ -159,7 +171,7 @@ class MirroredDevice:
         self._dirty.mark(offset, length)
         if self.reading is not None:
             self._disturb(offset, length)
-        request = _Request(replier, cookie)
+        request = _Request(replier, cookie, self._began or self._begin_batch(), self.traffic.write_latency)
         if self._sender is not None:
             request.sequence = self._sender.zero(offset, length, may_trim=may_trim)
         device = self._device
@@ -169,7 +181,8 @@ class MirroredDevice:
         self._await_answer(request, fua)
 
     def flush(self, replier: Replier, cookie: int, /) -> None:
-        self._flush_waiting.append(_Request(replier, cookie))
+        began = self._began or self._begin_batch()
+        self._flush_waiting.append(_Request(replier, cookie, began, self.traffic.flush_latency))
 
     def _await_answer(self, request: _Request, fua: bool) -> None:
         if fua or self.mode is AckMode.DURABLE:
@@ -181,15 +194,19 @@ class MirroredDevice:
         else:
             self._pending.append(request)
 
+    def _begin_batch(self) -> float:
+        self._began = perf_counter()
+        return self._began
+
     def end_batch(self) -> None:
+        self._began = 0.0
         if self._sender is not None:
             self._sender.push()
         if self._local:
             self._write_locally()
         if self._answer_now:
             answered, self._answer_now = self._answer_now, []
-            for request in answered:
-                request.answer()
+            _answer(answered)
         if self._flush_waiting and self._flush is None:
             self._start_flush()
 
@@ -256,9 +273,10 @@ class MirroredDevice:
 
     def _answer_flush(self, flush: _Flush) -> None:
         answered, flush.waiting = flush.waiting, []
-        for request in answered:
-            request.errno = request.errno or flush.error
-            request.answer()
+        if flush.error:
+            for request in answered:
+                request.errno = request.errno or flush.error
+        _answer(answered)
 
     # --- the standby
 
@@ -276,10 +294,8 @@ class MirroredDevice:
 
     def acknowledged(self, watermarks: Watermarks) -> None:
         """The sender's watermarks moved."""
-        pending = self._pending
-        applied = watermarks.applied
-        while pending and pending[0].sequence <= applied:
-            pending.popleft().answer()
+        if self._pending and self._pending[0].sequence <= watermarks.applied:
+            _answer(self._take_applied(watermarks.applied))
         flush = self._flush
         if (
             flush is not None
@@ -291,6 +307,11 @@ class MirroredDevice:
             self._dirty.flushed()
             self._finish_flush()
 
+    def _take_applied(self, applied: int) -> Iterator[_Request]:
+        pending = self._pending
+        while pending and pending[0].sequence <= applied:
+            yield pending.popleft()
+
     def detach(self, error: Exception) -> None:
         """The standby is gone: go on without it, and remember what it lacks."""
         if self._sender is None:
@@ -298,8 +319,7 @@ class MirroredDevice:
         self._sender = None
         self._dirty.disconnect()
         pending, self._pending = self._pending, deque()
-        for request in pending:
-            request.answer()
+        _answer(pending)
         if self._flush is not None:
             self._flush.there = True
             self._finish_flush()

@@ -48,7 +48,8 @@ class Sender:
         self._sequence = 0
         self._sent_bytes = 0
         self._applied_bytes = 0
-        self._batches: deque[tuple[int, int]] = deque()  # (last sequence, bytes sent up to it), oldest first
+        # (last sequence, bytes sent up to it, when), oldest first
+        self._batches: deque[tuple[int, int, float]] = deque()
         self.heard_at = self._loop.time()
         self.adopted = asyncio.Event()  # the standby has made the session durable and taken the link
         self.verdicts: Callable[[int, int, Verdict], None] | None = None
@@ -118,12 +119,17 @@ class Sender:
         if self._link is None:
             return
         if not self._batches or self._batches[-1][0] != self._sequence:
-            self._batches.append((self._sequence, self._sent_bytes))
+            self._batches.append((self._sequence, self._sent_bytes, self._loop.time()))
         self._link.flush()
 
     @property
     def in_flight_bytes(self) -> int:
         return self._sent_bytes - self._applied_bytes
+
+    @property
+    def behind_s(self) -> float:
+        """How long the oldest frame that is not acknowledged has been on its way."""
+        return self._loop.time() - self._batches[0][2] if self._batches else 0.0
 
     async def until(self, reached: Callable[[Watermarks], bool]) -> None:
         """Wait until the watermarks satisfy `reached`. Raises PeerUnavailable when the link ends first."""

@@ -140,8 +140,8 @@ def describe(volume: Volume, node: PrimaryNode) -> primary_pb2.Volume:
         device_paths=record.device_paths,
         clients=export.connection_count,
         created_ns=record.created_ns,
-        read_bytes=export.read_bytes,
-        written_bytes=export.written_bytes,
+        read_bytes=export.traffic.read_bytes,
+        written_bytes=export.traffic.written_bytes,
         failure=export.failure,
         pair=primary_pb2.Pair(
             state=_STATES[pair.state],

@@ -20,6 +20,7 @@ from typing import Final
 
 from ..channel import Channel
 from ..errors import PeerUnavailable
+from ..traffic import Traffic
 from . import codec
 from .budget import Budget
 from .constants import SIMPLE_REPLY_MAGIC
@@ -55,8 +56,9 @@ _ENDING: Final = int(Pause.ENDING)
 class Answers:
     """Answers requests over `channel`. Every request is begun once (`_begin`) and answered once."""
 
-    def __init__(self, channel: Channel, budget: Budget, idle: Callable[[], None]) -> None:
+    def __init__(self, channel: Channel, budget: Budget, traffic: Traffic, idle: Callable[[], None]) -> None:
         self._channel = channel
+        self._traffic = traffic
         self._budget = budget
         self._idle = idle
         self._loop = asyncio.get_running_loop()
@@ -87,6 +89,8 @@ class Answers:
         _pack_simple(self._arena, used, SIMPLE_REPLY_MAGIC, errno, cookie)
         self._used = used + _SIMPLE_SIZE
         self._in_flight -= 1
+        if errno:
+            self._traffic.error_count += 1
         if not self._in_batch:
             self._schedule_send()
 

@@ -6,11 +6,13 @@ import asyncio
 import logging
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor
+from time import perf_counter
 from typing import Protocol
 
 from ..devices import BlockDevice
 from ..errors import StillpointError
 from ..extents import MappedExtent
+from ..traffic import Traffic
 from .constants import REQUEST_SIZE_MAX
 from .errors import nbd_errno
 
@@ -70,6 +72,11 @@ class Export(Protocol):
     @property
     def maximum_request(self) -> int:
         """Bytes of the largest read or write."""
+        ...
+
+    @property
+    def traffic(self) -> Traffic:
+        """What clients asked. The connections count requests and bytes, and how long reads took."""
         ...
 
     def try_read_into(self, offset: int, buffer: memoryview, /) -> bool:
@@ -133,10 +140,11 @@ class DeviceExport:
         self.description = description
         self.read_only = read_only or device.read_only
         self.connection_count = 0
+        self.traffic = Traffic()
         self._device = device
         self._executor = executor
-        self._flushing: list[tuple[Replier, int]] = []
-        self._flush_next: list[tuple[Replier, int]] = []
+        self._flushing: list[tuple[Replier, int, float]] = []
+        self._flush_next: list[tuple[Replier, int, float]] = []
         # Bound once: one call less on the hottest path.
         self.try_read_into = device.try_read_into
         self.read_into = device.read_into
@@ -164,7 +172,7 @@ class DeviceExport:
         self._in_thread(lambda: self._device.write_zeroes(offset, length, may_trim=may_trim), fua, replier, cookie)
 
     def flush(self, replier: Replier, cookie: int, /) -> None:
-        self._flush_next.append((replier, cookie))
+        self._flush_next.append((replier, cookie, perf_counter()))
         if not self._flushing:
             self._start_flush()
 
@@ -177,11 +185,16 @@ class DeviceExport:
         answered, self._flushing = self._flushing, []
         if self._flush_next:
             self._start_flush()
-        for replier, cookie in answered:
+        now = perf_counter()
+        for replier, cookie, began in answered:
+            self.traffic.flush_latency.observe(now - began)
             replier.reply(cookie, errno)
 
     def _in_thread(self, work: Callable[[], None], fua: bool, replier: Replier, cookie: int) -> None:
+        began = perf_counter()
+
         def done(error: Exception | None) -> None:
+            self.traffic.write_latency.observe(perf_counter() - began)
             if error is not None:
                 replier.reply(cookie, nbd_errno(error))
             elif fua:

@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from concurrent.futures import Executor
 from itertools import islice
+from time import perf_counter
 from typing import Final
 
 from ..buffers import uninitialised
@@ -65,7 +66,7 @@ class Transmission(Answers):
         self, channel: Channel, agreement: Agreement, *, budget: Budget, executor: Executor, idle: Callable[[], None]
     ) -> None:
         """`idle` is called once, when the channel is closed and none of the requests runs any more."""
-        super().__init__(channel, budget, idle)
+        super().__init__(channel, budget, agreement.export.traffic, idle)
         self._executor = executor
         self._export = agreement.export
         self._size = agreement.export.size
@@ -77,11 +78,13 @@ class Transmission(Answers):
         self._read_flags = int(CommandFlag.FUA | CommandFlag.DF) if self._structured else _FUA
         channel.turn_ended = self._send
         self._alone = True
+        self._began = 0.0  # when the batch in hand had arrived
         self._drain: tuple[int, int, int] | None = None  # payload bytes to drop, then cookie and errno to answer
 
     def received(self, data: memoryview) -> int:
         """Handle every complete request in `data`; returns the bytes consumed. Raises ProtocolError."""
         self._in_batch = True
+        self._began = perf_counter()
         try:
             return self._take_requests(data)
         finally:
@@ -103,6 +106,7 @@ class Transmission(Answers):
         view = self._arena_view
         try_read_into = self._export.try_read_into
         taken = 0
+        read_count = read_size = 0
         while end - position >= _REQUEST_SIZE and not self._pauses:
             taken += 1
             magic, flags, command, cookie, offset, length = _unpack_request(data, position)
@@ -127,6 +131,8 @@ class Transmission(Answers):
                 else:
                     _pack_simple(view, used, SIMPLE_REPLY_MAGIC, 0, cookie)
                 self._used = answer_end
+                read_count += 1
+                read_size += length
             elif command == _WRITE:
                 consumed = self._take_write(data, position, flags, cookie, offset, length)
                 position += consumed
@@ -141,6 +147,11 @@ class Transmission(Answers):
                 self._take_other(command, flags, cookie, offset, length)
         # A client that asks one thing at a time waits for the answer: looking for more first would only delay it.
         self._alone = taken == 1
+        if read_count:
+            traffic = self._traffic
+            traffic.read_count += read_count
+            traffic.read_bytes += read_size
+            traffic.read_latency.observe(perf_counter() - self._began, read_count)
         return end if self._pauses & Pause.ENDING else position
 
     # --- writes
@@ -168,6 +179,9 @@ class Transmission(Answers):
 
     def _write(self, offset: int, payload: memoryview, owned: bool, flags: int, replier: Replier, cookie: int) -> None:
         self._begin()
+        traffic = self._traffic
+        traffic.write_count += 1
+        traffic.written_bytes += len(payload)
         try:
             self._export.write(offset, payload, owned, flags == _FUA, replier, cookie)
         except StillpointError as error:
@@ -238,21 +252,26 @@ class Transmission(Answers):
     def _read_apart(self, cookie: int, offset: int, length: int, *, charge: int) -> None:
         """Read into a buffer of its own. charge: how many bytes of budget were taken for it."""
         self._begin()
+        traffic, began = self._traffic, self._began
+        traffic.read_count += 1
+        traffic.read_bytes += length
         answer = uninitialised(self._header_size + length)
         target = answer[self._header_size :]
         if length <= _INLINE_READ_SIZE:
             try:
                 if self._export.try_read_into(offset, target):
+                    traffic.read_latency.observe(perf_counter() - began)
                     self._finish_read(answer, charge, cookie, offset, None)
                     return
             except StillpointError as error:
                 self._finish_read(answer, charge, cookie, offset, error)
                 return
-        run_in_thread(
-            self._executor,
-            lambda: self._export.read_into(offset, target),
-            lambda error: self._finish_read(answer, charge, cookie, offset, error),
-        )
+
+        def done(error: Exception | None) -> None:
+            traffic.read_latency.observe(perf_counter() - began)
+            self._finish_read(answer, charge, cookie, offset, error)
+
+        run_in_thread(self._executor, lambda: self._export.read_into(offset, target), done)
 
     def _finish_read(self, answer: memoryview, charge: int, cookie: int, offset: int, error: Exception | None) -> None:
         if error is not None or self._ended:
@@ -283,6 +302,7 @@ class Transmission(Answers):
 
     def _answer_error(self, command: int, cookie: int, errno: int) -> None:
         if errno and self._structured and command in (Command.READ, Command.BLOCK_STATUS):
+            self._traffic.error_count += 1
             self._finish(codec.encode_error_chunk(cookie, errno))
         else:
             self.reply(cookie, errno)
@@ -291,17 +311,20 @@ class Transmission(Answers):
         self.stop()
 
     def _flush(self, flags: int, cookie: int, offset: int, length: int) -> None:
+        self._traffic.flush_count += 1
         self._start(lambda: self._export.flush(self, cookie), cookie)
 
     def _trim(self, flags: int, cookie: int, offset: int, length: int) -> None:
         if self._may_change(Command.TRIM, cookie, offset, length, beyond=Errno.EINVAL):
             fua = bool(flags & _FUA)
+            self._traffic.trim_count += 1
             self._start(lambda: self._export.trim(offset, length, fua, self, cookie), cookie)
 
     def _write_zeroes(self, flags: int, cookie: int, offset: int, length: int) -> None:
         if self._may_change(Command.WRITE_ZEROES, cookie, offset, length, beyond=Errno.ENOSPC):
             fua = bool(flags & _FUA)
             may_trim = not flags & CommandFlag.NO_HOLE
+            self._traffic.zero_count += 1
             self._start(lambda: self._export.write_zeroes(offset, length, may_trim, fua, self, cookie), cookie)
 
     def _may_change(self, command: int, cookie: int, offset: int, length: int, *, beyond: Errno) -> bool:
