@@ -55,8 +55,9 @@ class NbdServer:
     ) -> None:
         self._exports = exports
         self._executor = executor
-        self._budget = budget or Budget(BUDGET_SIZE)
-        self._connection_max = connection_max
+        self.budget = budget or Budget(BUDGET_SIZE)
+        self.connection_max = connection_max
+        self.refused_count = 0  # connections that were refused, or ended for what the client did
         self._handshake_timeout_s = handshake_timeout_s
         self._listeners: list[socket.socket] = []
         self._connections: set[_Connection] = set()
@@ -88,8 +89,11 @@ class NbdServer:
                 _log.warning("cannot accept an NBD connection: %s", error.strerror)
                 self._pause_listener(listener)
                 return
-            if len(self._connections) >= self._connection_max:
-                _log.warning("an NBD connection was refused: %d are open", len(self._connections))
+            if len(self._connections) >= self.connection_max:
+                self.refused_count += 1
+                _log.warning(
+                    "an NBD connection was refused: %d are open", len(self._connections), extra={"peer": _peer(sock)}
+                )
                 sock.close()
                 continue
             self.serve(sock)
@@ -112,12 +116,18 @@ class NbdServer:
         connection = _Connection(
             sock,
             ServerSession(self._exports),
-            budget=self._budget,
+            budget=self.budget,
             executor=self._executor,
+            refused=self._refused,
             gone=self._connections.discard,
         )
         self._connections.add(connection)
         connection.start(self._handshake_timeout_s)
+
+    def _refused(self, connection: _Connection, error: ProtocolError) -> None:
+        self.refused_count += 1
+        export = connection.export.name if connection.export is not None else ""
+        _log.warning("an NBD connection was closed: %s", error, extra={"peer": connection.peer, "export": export})
 
     async def drop(self, export: Export, *, timeout_s: float = 5.0) -> bool:
         """Close the connections to `export`, which its owner has taken out of the directory.
@@ -165,11 +175,13 @@ class _Connection:
         *,
         budget: Budget,
         executor: Executor,
+        refused: Callable[[_Connection, ProtocolError], None],
         gone: Callable[[_Connection], None],
     ) -> None:
         self.gone = asyncio.Event()
         self.export: Export | None = None
         self.peer = _peer(sock)
+        self._refused = refused
         self._forget = gone
         self._session = session
         self._transmission: Transmission | None = None
@@ -226,9 +238,9 @@ class _Connection:
 
     def closed(self, error: Exception | None) -> None:
         if isinstance(error, ProtocolError):
-            _log.info("an NBD connection was closed: %s", error)
+            self._refused(self, error)
         elif error is not None and not isinstance(error, OSError):
-            _log.error("an NBD connection failed: %s", error, exc_info=error)
+            _log.error("an NBD connection failed: %s", error, exc_info=error, extra={"peer": self.peer})
         self._cancel_timer()
         if self._transmission is not None:
             self._transmission.ended()
