@@ -101,7 +101,7 @@ class Stage:
         )
         return ranges(first, last - first + 1)
 
-    def overlay(self, offset: int, buffer: bytearray) -> None:
+    def overlay(self, offset: int, buffer: bytearray | memoryview) -> None:
         """Show the changes on top of the bytes at `offset`."""
         for change in self.changes:
             start = max(offset, change.offset)
@@ -118,6 +118,6 @@ def ranges(firsts: Blocks, counts: Blocks) -> Blocks:
     return np.unique(every)
 
 
-def overlay(stages: Iterable[Stage], offset: int, buffer: bytearray) -> None:
+def overlay(stages: Iterable[Stage], offset: int, buffer: bytearray | memoryview) -> None:
     for stage in stages:
         stage.overlay(offset, buffer)
