@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from .engine import PendingSnapshot, SnapshotEngine, create_snapshots
+from .limits import Limits, OwnLimits
 from .store_directory import StoreDirectory
 from .values import (
     BLOCK_SIZE_DEFAULT,
@@ -23,6 +24,8 @@ __all__ = [
     "BLOCK_SIZE_MIN",
     "Bookmark",
     "ChangedExtents",
+    "Limits",
+    "OwnLimits",
     "PendingSnapshot",
     "Snapshot",
     "SnapshotEngine",

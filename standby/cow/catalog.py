@@ -33,7 +33,8 @@ from stillpoint.errors import DataCorrupt, DeviceError
 from .values import FIRST_GENERATION
 
 MAGIC: Final = 0x54434153  # "SACT" in the file
-VERSION: Final = 1  # 1: the first; we read and write 1
+VERSION: Final = 2  # 1: the first; 2: LIMITS. A log may hold records of both
+VERSIONS_READ: Final = (1, 2)
 HEADER: Final = struct.Struct("<IHHIIQ")  # magic, version, type, length of the whole record, crc, sequence
 _CRC_OFFSET: Final = 12
 _RECORD_MAX: Final = 1 << 16
@@ -55,6 +56,7 @@ class Event(enum.IntEnum):
     OPENED = 9  # boot: the volume is in use; the births are in the page cache of that boot
     CLOSED = 10  # everything was flushed, the birth map included
     GENERATION = 11  # current: never fall below it, whatever snapshots are listed
+    LIMITS = 12  # those limits that the volume has of its own, all of them (limits.py)
 
 
 @dataclass(slots=True)
@@ -68,6 +70,7 @@ class CatalogState:
     bookmarks: dict[str, Fields] = field(default_factory=dict)
     boot: str | None = None  # of the run that has the volume open, None after a clean close
     stores: dict[str, int] = field(default_factory=dict)  # the newest generation that ever used each store
+    limits: dict[str, int] = field(default_factory=dict)
 
     def apply(self, event: Event, fields: Fields) -> None:
         match event:
@@ -94,6 +97,8 @@ class CatalogState:
                 self.boot = fields["boot"]
             case Event.CLOSED:
                 self.boot = None
+            case Event.LIMITS:
+                self.limits = fields
             case Event.GENERATION:
                 self.current = max(self.current, fields["current"])
                 for store, generation in fields["stores"].items():
@@ -103,6 +108,8 @@ class CatalogState:
         """The shortest log that says the same."""
         yield Event.VOLUME, {**self.volume, "size": self.size}
         yield Event.GENERATION, {"current": self.current, "stores": self.stores}
+        if self.limits:
+            yield Event.LIMITS, self.limits
         for generation, fields in self.snapshots.items():
             plain = {key: value for key, value in fields.items() if key not in ("invalid", "protected")}
             yield Event.SNAPSHOT_CREATED, plain
@@ -243,7 +250,9 @@ def read_records(data: bytes) -> Iterator[tuple[int, Event, Fields]]:
     position = sequence = 0
     while position + HEADER.size <= len(data):
         magic, version, kind, length, crc, number = HEADER.unpack_from(data, position)
-        if (magic, version, number) != (MAGIC, VERSION, sequence) or not HEADER.size <= length <= len(data) - position:
+        if (magic, number) != (MAGIC, sequence) or version not in VERSIONS_READ:
+            return
+        if not HEADER.size <= length <= len(data) - position:
             return
         body = data[position + HEADER.size : position + length]
         if crc != zlib.crc32(body, zlib.crc32(HEADER.pack(magic, version, kind, length, 0, number))):

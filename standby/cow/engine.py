@@ -30,8 +30,8 @@ from . import recovery
 from .association_forms import create_map
 from .birth import BirthMap
 from .catalog import Event
+from .limited_book import LimitedBook
 from .retiring import Retirement
-from .snapshot_book import SnapshotBook
 from .stage import STAGES_MAX, Marks
 from .store_directory import StoreDirectory
 from .values import (
@@ -52,7 +52,7 @@ class PendingSnapshot:
     snapshot: Snapshot
 
 
-class SnapshotEngine(SnapshotBook):
+class SnapshotEngine(LimitedBook):
     """One volume's mirror with its snapshots. Made by `create` or `open`, ended by `close`."""
 
     def __init__(self, volume: Volume, *, now_ns: Callable[[], int] = time.time_ns, **options: Any) -> None:
@@ -119,10 +119,10 @@ class SnapshotEngine(SnapshotBook):
             raise AlreadyExists(f"{volume.name}@{name}: exists already")
         if len(volume.snapshots) >= SNAPSHOTS_MAX:
             raise Refused(f"{volume.name}@{name}: the volume has {SNAPSHOTS_MAX} snapshots, the most there can be")
-        if self._count_max and len(volume.snapshots) >= self._count_max:
+        if self._limits.count_max and len(volume.snapshots) >= self._limits.count_max and not self._surplus(1):
             raise Refused(
                 f"{volume.name}@{name}: the volume has {len(volume.snapshots)} snapshots and may have"
-                f" {self._count_max}; delete one first"
+                f" {self._limits.count_max}; delete one first"
             )
         if len(self._closing) >= STAGES_MAX or volume.current >= GENERATION_MAX:
             raise Refused(f"{volume.name}@{name}: too many snapshots at once; try again")
@@ -342,4 +342,6 @@ async def create_snapshots(engines: Sequence[SnapshotEngine], name: str, store: 
             if isinstance(result, Snapshot):
                 await engine.delete(result.name)
         raise failures[0]
+    for engine in engines:
+        await engine.expire_surplus()
     return [result for result in results if isinstance(result, Snapshot)]

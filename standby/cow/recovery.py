@@ -153,6 +153,7 @@ def _open(
         current=current,
         snapshots={generation: _snapshot(name, fields, stores) for generation, fields in state.snapshots.items()},
         bookmarks={mark: _bookmark(name, fields) for mark, fields in state.bookmarks.items()},
+        own_limits=state.limits,
         maps=_build_maps(folder / MAPS_FOLDER, entries, live, state, stores),
         live=live,
         store_newest=_store_newest(state, stores),

@@ -23,6 +23,7 @@ from stillpoint.errors import NotFound
 from .association import ALL_ZEROES, Addresses, AssociationMap
 from .birth import BirthMap
 from .catalog import Catalog
+from .limits import OwnLimits
 from .preservation import PreservationStore
 from .shared_header import SharedHeader
 from .store_directory import StoreDirectory
@@ -65,6 +66,7 @@ class Volume:
     snapshots: dict[int, Snapshot]  # by generation, invalid ones too
     bookmarks: dict[str, Bookmark]
     maps: dict[int, AssociationMap]  # of live snapshots, and of one that is leaving
+    own_limits: OwnLimits
     live: tuple[int, ...] = ()
     store_newest: dict[str, int] = field(default_factory=dict)  # by name: the newest generation that ever used it
     preserved_size: int = 0  # bytes in stores for the snapshots of this volume

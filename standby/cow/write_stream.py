@@ -24,6 +24,7 @@ from stillpoint.errors import DeviceError, StoreFull
 from stillpoint.extents import check_range
 
 from . import preserver
+from .limits import Limits
 from .preservation import PreImages, PreservationStore
 from .preserver import Failure, Trouble
 from .retiring import Retirement
@@ -64,19 +65,15 @@ class WriteStream:
         on_staged: called when the first change is staged; whoever sets it calls `commit` within a short time.
         on_ended: called when the engine itself has ended a snapshot, as it was made: it expired and is gone, or it is
         invalid.
-        expires: delete the oldest snapshots that are not protected before one is made invalid for want of room.
-        count_max: snapshots the volume may have; 0: SNAPSHOTS_MAX.
-        preserved_size_max: bytes its snapshots may hold in stores, give or take one commit; 0: no limit. Beyond it
-        they go as when a store is full.
+        expires, count_max, preserved_size_max: the limits of a volume that has none of its own.
         """
         self._volume = volume
         self._executor = executor
         self._stage_size_max = stage_size_max
         self._on_staged = on_staged
         self._on_ended = on_ended
-        self._expires = expires
-        self._count_max = count_max
-        self._preserved_size_max = preserved_size_max
+        self._default_limits = Limits(expires, count_max, preserved_size_max)
+        self._limits = self._default_limits.with_own(volume.own_limits)
         self._failed: DeviceError | None = None
         self._lock = asyncio.Lock()
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -232,19 +229,19 @@ class WriteStream:
         for change in stage.changes:
             first = change.offset >> self._shift
             self._marks.clear(first, (change.offset + change.length - 1) >> self._shift, stage.mark)
-        while self._is_over_cap and volume.live:
+        while self._is_over_cap and self._unprotected():
             await self._make_room(Failure(Trouble.CAP_REACHED, "the snapshots of the volume hold more than they may"))
 
     @property
     def _is_over_cap(self) -> bool:
-        return 0 < self._preserved_size_max < self._volume.preserved_size
+        return 0 < self._limits.preserved_size_max < self._volume.preserved_size
 
     async def _make_room(self, failure: Failure) -> None:
         """End the snapshots that stand in the way. The mirror goes on whatever it takes.
 
         This is the ladder of a full store from the second step on; on the first, the store grows by itself.
         """
-        if self._expires and failure.trouble in (Trouble.STORE_FULL, Trouble.CAP_REACHED):
+        if self._limits.expires and failure.trouble in (Trouble.STORE_FULL, Trouble.CAP_REACHED):
             for generation in self._using(failure.store):
                 snapshot = self._volume.snapshots[generation]
                 if snapshot.state is SnapshotState.ACTIVE and not snapshot.protected:
@@ -257,7 +254,9 @@ class WriteStream:
     def _victims(self, failure: Failure) -> Sequence[int]:
         live = self._volume.live
         store = failure.store
-        if failure.trouble in (Trouble.MAP_FULL, Trouble.CAP_REACHED):
+        if failure.trouble is Trouble.CAP_REACHED:
+            return self._unprotected()[:1]  # there is room; only a number says that there is not
+        if failure.trouble is Trouble.MAP_FULL:
             return live[:1]
         if store is None or failure.trouble is Trouble.MIRROR_UNREADABLE:
             return live
@@ -270,6 +269,10 @@ class WriteStream:
         """Live snapshots that may have blocks in the store, oldest first; None: in any."""
         volume = self._volume
         return [generation for generation in volume.live if store is None or volume.may_use(generation, store)]
+
+    def _unprotected(self) -> Sequence[int]:
+        volume = self._volume
+        return [generation for generation in volume.live if not volume.snapshots[generation].protected]
 
     async def _expire(self, generation: int) -> bool:
         """Delete a snapshot to make room. False: the catalog cannot be written."""

@@ -61,6 +61,7 @@ EVENTS: tuple[tuple[Event, dict[str, Any]], ...] = (
         },
     ),
     (Event.SNAPSHOT_INVALID, {"generation": 1, "reason": "store default: full"}),
+    (Event.LIMITS, {"expires": True, "count_max": 7}),
     (Event.CLOSED, {}),
 )
 DEFINITION = StoreDefinition(
@@ -175,6 +176,19 @@ def test_a_catalog_is_read_back_up_to_the_damage() -> None:
         damaged = bytearray(data)
         damaged[position] ^= 0x10
         assert len(list(catalog.read_records(bytes(damaged)))) == sum(end <= position for end in ends)
+
+
+def test_a_catalog_of_version_1_is_read_and_goes_on_in_version_2(tmp_path: Path) -> None:
+    path = tmp_path / "catalog.log"
+    path.write_bytes((FOLDER / "catalog-1.bin").read_bytes())
+    for limits in ({}, {"count_max": 7}):
+        found = catalog.Catalog.open(path)
+        assert found.state.limits == limits
+        found.append(Event.LIMITS, count_max=7)
+        found.close()
+    before = [each for each in EVENTS if each[0] is not Event.LIMITS]
+    records = [(event, fields) for _, event, fields in catalog.read_records(path.read_bytes())]
+    assert records == [*before, *2 * [(Event.LIMITS, {"count_max": 7})]]
 
 
 def test_a_shared_header_is_read_back(tmp_path: Path) -> None:

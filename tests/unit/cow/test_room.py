@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from standby.cow import SnapshotState, store_directory
+from standby.cow import Limits, SnapshotState, create_snapshots, store_directory
 from standby.cow.logged_store import LoggedStore
 from standby.cow.store_directory import StoreDirectory
 from stillpoint.devices import Buffer, FileDevice, MemoryDevice
@@ -283,6 +283,83 @@ def test_a_volume_has_no_more_snapshots_than_it_may(tmp_path: Path) -> None:
             await rig.snapshot("c")
         await rig.engine.delete("a")
         await rig.snapshot("c")
+        await rig.close()
+
+    run(main)
+
+
+def test_one_snapshot_more_than_may_be_takes_the_place_of_the_oldest_that_is_not_protected(tmp_path: Path) -> None:
+    async def main() -> None:
+        rig = Rig(tmp_path, count_max=2, expires=True)
+        await create_snapshots([rig.engine], "kept")
+        await rig.engine.protect("kept", True)
+        for name in ("b", "c", "d"):
+            await create_snapshots([rig.engine], name)
+            assert [each.name for each in rig.engine.snapshots()] == ["kept", name]
+        await rig.engine.protect("d", True)
+        with pytest.raises(Refused, match="delete one"):
+            await create_snapshots([rig.engine], "e")
+        assert [each.name for each in rig.engine.snapshots()] == ["kept", "d"]
+        await rig.close()
+
+    run(main)
+
+
+def test_a_volume_keeps_limits_of_its_own_and_takes_others_from_the_node(tmp_path: Path) -> None:
+    async def main() -> None:
+        rig = Rig(tmp_path, count_max=2, preserved_size_max=9 * MIB)
+        await rig.snapshot("a")
+        with pytest.raises(InvalidRequest):
+            await rig.engine.set_limits({"count_max": -1})
+        with pytest.raises(InvalidRequest):
+            await rig.engine.set_limits({"size_max": 1})
+        await rig.engine.set_limits({"count_max": 3})
+        assert rig.engine.limits == Limits(count_max=3, preserved_size_max=9 * MIB)
+        for clean in (True, False):
+            await rig.engine.close(clean=clean)
+            rig.options |= {"expires": True}  # as after a change of the node's configuration
+            rig.reopen()
+            assert rig.engine.limits == Limits(expires=True, count_max=3, preserved_size_max=9 * MIB)
+        await rig.engine.set_limits({"count_max": 0, "expires": False})
+        for name in ("b", "c", "d"):
+            await create_snapshots([rig.engine], name)
+        with pytest.raises(Refused, match="delete some first"):
+            await rig.engine.set_limits({"count_max": 3})
+        assert rig.engine.limits == Limits(preserved_size_max=9 * MIB)
+        await rig.engine.delete("a")
+        await rig.engine.set_limits({"count_max": 3})
+        await rig.engine.delete("b")
+        await rig.engine.set_limits({})
+        assert rig.engine.limits == Limits(expires=True, count_max=2, preserved_size_max=9 * MIB)
+        await rig.close()
+
+    run(main)
+
+
+@pytest.mark.parametrize("expires", [False, True])
+def test_a_limit_on_room_never_costs_a_protected_snapshot(tmp_path: Path, expires: bool) -> None:
+    async def main() -> None:
+        choose = random.Random(8)
+        rig = Rig(tmp_path, size=4 * MIB)
+        image = _fill(rig, choose)
+        await rig.snapshot("kept")
+        await rig.engine.protect("kept", True)
+        _fill(rig, choose)
+        await rig.engine.commit()
+        await rig.snapshot("other")
+        with pytest.raises(Refused, match="delete some first"):
+            await rig.engine.set_limits({"preserved_size_max": 3 * MIB})
+        await rig.engine.set_limits({"preserved_size_max": 5 * MIB, "expires": expires})
+        _fill(rig, choose)
+        await rig.engine.flush()
+        others = [each.state for each in rig.engine.snapshots() if each.name == "other"]
+        assert others == ([] if expires else [SnapshotState.INVALID])
+        await rig.snapshot("third")
+        last = _fill(rig, choose)
+        await rig.engine.flush()
+        assert rig.engine.get("kept").state is SnapshotState.ACTIVE
+        assert rig.image("kept") == image
+        assert rig.engine.read(0, rig.size) == last
         await rig.close()
 
     run(main)
