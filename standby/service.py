@@ -17,6 +17,7 @@ from stillpoint.wire import streams
 from stillpoint.wire.status import Context, answers
 from stillpoint.wire.v1 import common_pb2, standby_pb2, standby_pb2_grpc
 
+from . import policy
 from .cow import Bookmark, Snapshot, SnapshotState, StoreStatistics
 from .mirror import Mirror, MirrorState
 from .node import StandbyNode
@@ -160,6 +161,23 @@ class StandbyService(standby_pb2_grpc.StandbyServiceServicer):
     ) -> standby_pb2.Snapshot:
         engine = self._node.mirror(request.volume).engine
         return await self._describe(await engine.protect(request.name, request.protected))
+
+    @answers
+    async def SetSnapshotPolicy(
+        self, request: standby_pb2.SetSnapshotPolicyRequest, context: Context
+    ) -> standby_pb2.SnapshotPolicy:
+        engine = self._node.mirror(request.volume).engine
+        await engine.set_limits(policy.merged(engine.own_limits, request))
+        return policy.describe(engine)
+
+    @answers
+    async def ListSnapshotPolicies(
+        self, request: standby_pb2.ListSnapshotPoliciesRequest, context: Context
+    ) -> standby_pb2.SnapshotPolicyList:
+        names = [request.volume] if request.volume else sorted(self._node.mirrors)
+        return standby_pb2.SnapshotPolicyList(
+            policies=[policy.describe(self._node.mirror(name).engine) for name in names]
+        )
 
     @answers
     async def ListBookmarks(

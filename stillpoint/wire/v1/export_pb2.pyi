@@ -8,18 +8,20 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class ReadSnapshotRequest(_message.Message):
-    __slots__ = ("volume", "snapshot", "offset", "length", "message_size")
+    __slots__ = ("volume", "snapshot", "offset", "length", "message_size", "with_writes")
     VOLUME_FIELD_NUMBER: _ClassVar[int]
     SNAPSHOT_FIELD_NUMBER: _ClassVar[int]
     OFFSET_FIELD_NUMBER: _ClassVar[int]
     LENGTH_FIELD_NUMBER: _ClassVar[int]
     MESSAGE_SIZE_FIELD_NUMBER: _ClassVar[int]
+    WITH_WRITES_FIELD_NUMBER: _ClassVar[int]
     volume: str
     snapshot: str
     offset: int
     length: int
     message_size: int
-    def __init__(self, volume: _Optional[str] = ..., snapshot: _Optional[str] = ..., offset: _Optional[int] = ..., length: _Optional[int] = ..., message_size: _Optional[int] = ...) -> None: ...
+    with_writes: bool
+    def __init__(self, volume: _Optional[str] = ..., snapshot: _Optional[str] = ..., offset: _Optional[int] = ..., length: _Optional[int] = ..., message_size: _Optional[int] = ..., with_writes: bool = ...) -> None: ...
 
 class ChangedExtentsRequest(_message.Message):
     __slots__ = ("volume", "snapshot", "base", "base_incarnation", "base_generation")
@@ -44,6 +46,22 @@ class ChangedExtentsPart(_message.Message):
     offsets: _containers.RepeatedScalarFieldContainer[int]
     lengths: _containers.RepeatedScalarFieldContainer[int]
     def __init__(self, known: bool = ..., offsets: _Optional[_Iterable[int]] = ..., lengths: _Optional[_Iterable[int]] = ...) -> None: ...
+
+class WriteSnapshotPart(_message.Message):
+    __slots__ = ("volume", "snapshot", "chunk")
+    VOLUME_FIELD_NUMBER: _ClassVar[int]
+    SNAPSHOT_FIELD_NUMBER: _ClassVar[int]
+    CHUNK_FIELD_NUMBER: _ClassVar[int]
+    volume: str
+    snapshot: str
+    chunk: _common_pb2.Chunk
+    def __init__(self, volume: _Optional[str] = ..., snapshot: _Optional[str] = ..., chunk: _Optional[_Union[_common_pb2.Chunk, _Mapping]] = ...) -> None: ...
+
+class WriteSnapshotResponse(_message.Message):
+    __slots__ = ("written_bytes",)
+    WRITTEN_BYTES_FIELD_NUMBER: _ClassVar[int]
+    written_bytes: int
+    def __init__(self, written_bytes: _Optional[int] = ...) -> None: ...
 
 class DescribeSnapshotRequest(_message.Message):
     __slots__ = ("volume", "snapshot")

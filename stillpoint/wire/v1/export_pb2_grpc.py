@@ -46,6 +46,11 @@ class ExportServiceStub(object):
                 request_serializer=stillpoint_dot_wire_dot_v1_dot_export__pb2.ChangedExtentsRequest.SerializeToString,
                 response_deserializer=stillpoint_dot_wire_dot_v1_dot_export__pb2.ChangedExtentsPart.FromString,
                 _registered_method=True)
+        self.WriteSnapshot = channel.stream_unary(
+                '/stillpoint.wire.v1.ExportService/WriteSnapshot',
+                request_serializer=stillpoint_dot_wire_dot_v1_dot_export__pb2.WriteSnapshotPart.SerializeToString,
+                response_deserializer=stillpoint_dot_wire_dot_v1_dot_export__pb2.WriteSnapshotResponse.FromString,
+                _registered_method=True)
         self.DescribeSnapshot = channel.unary_unary(
                 '/stillpoint.wire.v1.ExportService/DescribeSnapshot',
                 request_serializer=stillpoint_dot_wire_dot_v1_dot_export__pb2.DescribeSnapshotRequest.SerializeToString,
@@ -77,6 +82,14 @@ class ExportServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def WriteSnapshot(self, request_iterator, context):
+        """Writes to a writable virtual device: to its overlay and nowhere else. Answered when all of it is durable; when it fails,
+        parts of it may be there. PERMISSION_DENIED for a read-only one.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def DescribeSnapshot(self, request, context):
         """Missing associated documentation comment in .proto file."""
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -101,6 +114,11 @@ def add_ExportServiceServicer_to_server(servicer, server):
                     servicer.ChangedExtents,
                     request_deserializer=stillpoint_dot_wire_dot_v1_dot_export__pb2.ChangedExtentsRequest.FromString,
                     response_serializer=stillpoint_dot_wire_dot_v1_dot_export__pb2.ChangedExtentsPart.SerializeToString,
+            ),
+            'WriteSnapshot': grpc.stream_unary_rpc_method_handler(
+                    servicer.WriteSnapshot,
+                    request_deserializer=stillpoint_dot_wire_dot_v1_dot_export__pb2.WriteSnapshotPart.FromString,
+                    response_serializer=stillpoint_dot_wire_dot_v1_dot_export__pb2.WriteSnapshotResponse.SerializeToString,
             ),
             'DescribeSnapshot': grpc.unary_unary_rpc_method_handler(
                     servicer.DescribeSnapshot,
@@ -168,6 +186,33 @@ class ExportService(object):
             '/stillpoint.wire.v1.ExportService/ChangedExtents',
             stillpoint_dot_wire_dot_v1_dot_export__pb2.ChangedExtentsRequest.SerializeToString,
             stillpoint_dot_wire_dot_v1_dot_export__pb2.ChangedExtentsPart.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def WriteSnapshot(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_unary(
+            request_iterator,
+            target,
+            '/stillpoint.wire.v1.ExportService/WriteSnapshot',
+            stillpoint_dot_wire_dot_v1_dot_export__pb2.WriteSnapshotPart.SerializeToString,
+            stillpoint_dot_wire_dot_v1_dot_export__pb2.WriteSnapshotResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -211,6 +211,50 @@ class ProtectSnapshotRequest(_message.Message):
     protected: bool
     def __init__(self, volume: _Optional[str] = ..., name: _Optional[str] = ..., protected: bool = ...) -> None: ...
 
+class SetSnapshotPolicyRequest(_message.Message):
+    __slots__ = ("volume", "expire", "count_max", "preserved_bytes_max", "defaults")
+    VOLUME_FIELD_NUMBER: _ClassVar[int]
+    EXPIRE_FIELD_NUMBER: _ClassVar[int]
+    COUNT_MAX_FIELD_NUMBER: _ClassVar[int]
+    PRESERVED_BYTES_MAX_FIELD_NUMBER: _ClassVar[int]
+    DEFAULTS_FIELD_NUMBER: _ClassVar[int]
+    volume: str
+    expire: bool
+    count_max: int
+    preserved_bytes_max: int
+    defaults: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, volume: _Optional[str] = ..., expire: bool = ..., count_max: _Optional[int] = ..., preserved_bytes_max: _Optional[int] = ..., defaults: _Optional[_Iterable[str]] = ...) -> None: ...
+
+class ListSnapshotPoliciesRequest(_message.Message):
+    __slots__ = ("volume",)
+    VOLUME_FIELD_NUMBER: _ClassVar[int]
+    volume: str
+    def __init__(self, volume: _Optional[str] = ...) -> None: ...
+
+class SnapshotPolicy(_message.Message):
+    __slots__ = ("volume", "expire", "count_max", "preserved_bytes_max", "own", "count", "preserved_bytes")
+    VOLUME_FIELD_NUMBER: _ClassVar[int]
+    EXPIRE_FIELD_NUMBER: _ClassVar[int]
+    COUNT_MAX_FIELD_NUMBER: _ClassVar[int]
+    PRESERVED_BYTES_MAX_FIELD_NUMBER: _ClassVar[int]
+    OWN_FIELD_NUMBER: _ClassVar[int]
+    COUNT_FIELD_NUMBER: _ClassVar[int]
+    PRESERVED_BYTES_FIELD_NUMBER: _ClassVar[int]
+    volume: str
+    expire: bool
+    count_max: int
+    preserved_bytes_max: int
+    own: _containers.RepeatedScalarFieldContainer[str]
+    count: int
+    preserved_bytes: int
+    def __init__(self, volume: _Optional[str] = ..., expire: bool = ..., count_max: _Optional[int] = ..., preserved_bytes_max: _Optional[int] = ..., own: _Optional[_Iterable[str]] = ..., count: _Optional[int] = ..., preserved_bytes: _Optional[int] = ...) -> None: ...
+
+class SnapshotPolicyList(_message.Message):
+    __slots__ = ("policies",)
+    POLICIES_FIELD_NUMBER: _ClassVar[int]
+    policies: _containers.RepeatedCompositeFieldContainer[SnapshotPolicy]
+    def __init__(self, policies: _Optional[_Iterable[_Union[SnapshotPolicy, _Mapping]]] = ...) -> None: ...
+
 class ListBookmarksRequest(_message.Message):
     __slots__ = ("volume",)
     VOLUME_FIELD_NUMBER: _ClassVar[int]

@@ -91,6 +91,16 @@ class StandbyServiceStub(object):
                 request_serializer=stillpoint_dot_wire_dot_v1_dot_standby__pb2.ProtectSnapshotRequest.SerializeToString,
                 response_deserializer=stillpoint_dot_wire_dot_v1_dot_standby__pb2.Snapshot.FromString,
                 _registered_method=True)
+        self.SetSnapshotPolicy = channel.unary_unary(
+                '/stillpoint.wire.v1.StandbyService/SetSnapshotPolicy',
+                request_serializer=stillpoint_dot_wire_dot_v1_dot_standby__pb2.SetSnapshotPolicyRequest.SerializeToString,
+                response_deserializer=stillpoint_dot_wire_dot_v1_dot_standby__pb2.SnapshotPolicy.FromString,
+                _registered_method=True)
+        self.ListSnapshotPolicies = channel.unary_unary(
+                '/stillpoint.wire.v1.StandbyService/ListSnapshotPolicies',
+                request_serializer=stillpoint_dot_wire_dot_v1_dot_standby__pb2.ListSnapshotPoliciesRequest.SerializeToString,
+                response_deserializer=stillpoint_dot_wire_dot_v1_dot_standby__pb2.SnapshotPolicyList.FromString,
+                _registered_method=True)
         self.ListBookmarks = channel.unary_unary(
                 '/stillpoint.wire.v1.StandbyService/ListBookmarks',
                 request_serializer=stillpoint_dot_wire_dot_v1_dot_standby__pb2.ListBookmarksRequest.SerializeToString,
@@ -205,6 +215,19 @@ class StandbyServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def SetSnapshotPolicy(self, request, context):
+        """How many snapshots a volume may have, and how much room; what is not set for the volume is the node's default.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListSnapshotPolicies(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def ListBookmarks(self, request, context):
         """Missing associated documentation comment in .proto file."""
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -305,6 +328,16 @@ def add_StandbyServiceServicer_to_server(servicer, server):
                     servicer.ProtectSnapshot,
                     request_deserializer=stillpoint_dot_wire_dot_v1_dot_standby__pb2.ProtectSnapshotRequest.FromString,
                     response_serializer=stillpoint_dot_wire_dot_v1_dot_standby__pb2.Snapshot.SerializeToString,
+            ),
+            'SetSnapshotPolicy': grpc.unary_unary_rpc_method_handler(
+                    servicer.SetSnapshotPolicy,
+                    request_deserializer=stillpoint_dot_wire_dot_v1_dot_standby__pb2.SetSnapshotPolicyRequest.FromString,
+                    response_serializer=stillpoint_dot_wire_dot_v1_dot_standby__pb2.SnapshotPolicy.SerializeToString,
+            ),
+            'ListSnapshotPolicies': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListSnapshotPolicies,
+                    request_deserializer=stillpoint_dot_wire_dot_v1_dot_standby__pb2.ListSnapshotPoliciesRequest.FromString,
+                    response_serializer=stillpoint_dot_wire_dot_v1_dot_standby__pb2.SnapshotPolicyList.SerializeToString,
             ),
             'ListBookmarks': grpc.unary_unary_rpc_method_handler(
                     servicer.ListBookmarks,
@@ -640,6 +673,60 @@ class StandbyService(object):
             '/stillpoint.wire.v1.StandbyService/ProtectSnapshot',
             stillpoint_dot_wire_dot_v1_dot_standby__pb2.ProtectSnapshotRequest.SerializeToString,
             stillpoint_dot_wire_dot_v1_dot_standby__pb2.Snapshot.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SetSnapshotPolicy(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/stillpoint.wire.v1.StandbyService/SetSnapshotPolicy',
+            stillpoint_dot_wire_dot_v1_dot_standby__pb2.SetSnapshotPolicyRequest.SerializeToString,
+            stillpoint_dot_wire_dot_v1_dot_standby__pb2.SnapshotPolicy.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListSnapshotPolicies(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/stillpoint.wire.v1.StandbyService/ListSnapshotPolicies',
+            stillpoint_dot_wire_dot_v1_dot_standby__pb2.ListSnapshotPoliciesRequest.SerializeToString,
+            stillpoint_dot_wire_dot_v1_dot_standby__pb2.SnapshotPolicyList.FromString,
             options,
             channel_credentials,
             insecure,
