@@ -28,6 +28,27 @@ _SIZE = re.compile(r"^\s*(\d+(?:\.\d+)?)\s*(B|[KMGT](?:i?B)?)?\s*$", re.IGNORECA
 _NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
 
 
+class NbdTls(enum.Enum):
+    """Whether NBD clients must use TLS on a listener of a node that has certificates."""
+
+    AUTO = "auto"
+    """They must, except on loopback."""
+    ALLOW = "allow"
+    """They may. In plaintext anybody who reaches the port reads and writes."""
+    REQUIRE = "require"
+
+
+@dataclass(frozen=True, slots=True)
+class TlsConfig:
+    """The section `tls` of a node's configuration. Without it a node listens on loopback only.
+
+    directory: holds ca-cert.pem, cert.pem and key.pem, as `standbyctl pki issue` makes them.
+    """
+
+    directory: Path
+    nbd: NbdTls = NbdTls.AUTO
+
+
 @dataclass(frozen=True, slots=True)
 class Address:
     """A host and TCP port. Port 0 means any free one."""

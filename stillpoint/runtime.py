@@ -25,7 +25,9 @@ from . import __version__, log
 from .config import Address, load_config
 from .errors import ConfigError, InUse, StillpointError
 from .nbd.listen import listen_tcp
-from .wire.channel import SERVER_OPTIONS
+from .tls import Credentials, check_listener
+from .wire.channel import SERVER_OPTIONS, server_credentials
+from .wire.guard import Guard
 from .wire.v1 import common_pb2
 
 logger = logging.getLogger(__name__)
@@ -87,21 +89,29 @@ class GrpcServer:
 
 
 async def serve_grpc(
-    address: Address, add: Callable[[grpc.aio.Server], None], service_names: Iterable[str]
+    address: Address,
+    add: Callable[[grpc.aio.Server], None],
+    service_names: Iterable[str],
+    credentials: Credentials | None = None,
 ) -> GrpcServer:
     """Serve the services that `add` registers, plus health for them and for "" (the whole node).
 
-    Raises InUse when the port is taken.
+    credentials: callers must show a certificate of the same authority, whose role decides what they may call. None:
+    plaintext, and everybody may call everything; on loopback only.
+    Raises InUse when the port is taken, ConfigError for a plaintext port that other machines reach.
     """
-    listen_tcp(
-        address.host, address.port
-    ).close()  # grpc's own message for a taken port names neither the address nor the reason
-    server = grpc.aio.server(options=SERVER_OPTIONS)
+    # grpc's own message for a taken port names neither the address nor the reason
+    with listen_tcp(address.host, address.port) as probe:
+        check_listener(probe, credentials, "gRPC")
+    server = grpc.aio.server(options=SERVER_OPTIONS, interceptors=[Guard()] if credentials is not None else [])
     checks = health.aio.HealthServicer()
     health_pb2_grpc.add_HealthServicer_to_server(checks, server)
     add(server)
     try:
-        port = server.add_insecure_port(str(address))
+        if credentials is None:
+            port = server.add_insecure_port(str(address))
+        else:
+            port = server.add_secure_port(str(address), server_credentials(credentials))
     except RuntimeError:
         port = 0
     if port == 0:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import grpc
 
 from ..config import Address
+from ..tls import Credentials
+from .renewed_channel import RenewedChannel
 
 # One data message is at most 1 MiB; a larger receive limit would only let a small compressed message grow to gigabytes.
 _MESSAGE_LIMIT = 4 * 1024 * 1024
@@ -39,11 +42,30 @@ SERVER_OPTIONS: Sequence[tuple[str, int]] = (
 )
 
 
-def open_channel(address: Address) -> grpc.aio.Channel:
-    """A channel for use on the running loop. It connects by itself, when first used and again after a loss."""
-    return grpc.aio.insecure_channel(str(address), options=CLIENT_OPTIONS)
+def server_credentials(credentials: Credentials) -> grpc.ServerCredentials:
+    """Clients must show a certificate of our authority. Files that change are used from the next connection on."""
+    used = credentials.refresh()
+
+    def configuration() -> grpc.ServerCertificateConfiguration:
+        pair = (credentials.key_pem, credentials.certificate_pem)
+        return grpc.ssl_server_certificate_configuration([pair], root_certificates=credentials.authority_pem)
+
+    def fetch() -> Any:
+        # gRPC calls this before each handshake, in a thread of its own; None: nothing has changed.
+        nonlocal used
+        if (generation := credentials.refresh()) == used:
+            return None
+        used = generation
+        return configuration()
+
+    return grpc.dynamic_ssl_server_credentials(configuration(), fetch, require_client_authentication=True)
 
 
-def open_blocking_channel(address: Address) -> grpc.Channel:
-    """A channel for a program without a loop, such as the command line."""
-    return grpc.insecure_channel(str(address), options=CLIENT_OPTIONS)
+def open_channel(address: Address, credentials: Credentials | None = None) -> grpc.aio.Channel:
+    """A channel for use on the running loop. It connects by itself, when first used and again after a loss.
+
+    credentials: ours; the server has to show a certificate of our authority for the address's host. None: plaintext.
+    """
+    if credentials is None:
+        return grpc.aio.insecure_channel(str(address), options=CLIENT_OPTIONS)
+    return RenewedChannel(address, credentials, CLIENT_OPTIONS)

@@ -14,6 +14,7 @@ from typing import Any, NoReturn, TypeAlias, TypeVar
 import grpc
 
 from .. import errors
+from .guard import peer
 
 logger = logging.getLogger(__name__)
 
@@ -86,6 +87,8 @@ def answers(handler: H) -> H:
 
     async def fail(context: Context, error: Exception) -> NoReturn:
         if isinstance(error, errors.StillpointError):
+            if isinstance(error, errors.FencedError | errors.PermissionRefused):
+                logger.warning("call refused: %s", error, extra={"method": handler.__name__, **peer(context)})
             await context.abort(code_of(error), str(error)[:_DETAILS_MAX])
         logger.error("a call failed unexpectedly", exc_info=error, extra={"method": handler.__name__})
         await context.abort(grpc.StatusCode.INTERNAL, "internal error; see the node's log")

@@ -60,7 +60,7 @@ class RawServer:
 
     def add_registered_method_handlers(self, service: str, handlers: dict[str, Any]) -> None:
         raw = dict(handlers)
-        for method, (requests, responses) in _RAW[service].items():
+        for method, (requests, responses) in _RAW.get(service, {}).items():
             if requests:
                 raw[method] = raw[method]._replace(request_deserializer=None)
             if responses:
