@@ -157,5 +157,6 @@ def describe(volume: Volume, node: PrimaryNode) -> primary_pb2.Volume:
             session=record.session,
             verified_ns=pair.verified_ns,
             mismatch_bytes=pair.mismatch_bytes,
+            lag_ms=round(1000 * pair.sender.behind_s) if pair.sender is not None else 0,
         ),
     )

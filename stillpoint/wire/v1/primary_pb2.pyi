@@ -83,7 +83,7 @@ class FreezeId(_message.Message):
     def __init__(self, id: _Optional[str] = ...) -> None: ...
 
 class Pair(_message.Message):
-    __slots__ = ("state", "since_ns", "dirty_bytes", "unflushed_bytes", "in_flight_bytes", "resync_done_bytes", "resync_total_bytes", "resync_rate", "carrier", "detail", "session", "verified_ns", "mismatch_bytes")
+    __slots__ = ("state", "since_ns", "dirty_bytes", "unflushed_bytes", "in_flight_bytes", "resync_done_bytes", "resync_total_bytes", "resync_rate", "carrier", "detail", "session", "verified_ns", "mismatch_bytes", "lag_ms")
     STATE_FIELD_NUMBER: _ClassVar[int]
     SINCE_NS_FIELD_NUMBER: _ClassVar[int]
     DIRTY_BYTES_FIELD_NUMBER: _ClassVar[int]
@@ -97,6 +97,7 @@ class Pair(_message.Message):
     SESSION_FIELD_NUMBER: _ClassVar[int]
     VERIFIED_NS_FIELD_NUMBER: _ClassVar[int]
     MISMATCH_BYTES_FIELD_NUMBER: _ClassVar[int]
+    LAG_MS_FIELD_NUMBER: _ClassVar[int]
     state: PairState
     since_ns: int
     dirty_bytes: int
@@ -110,7 +111,8 @@ class Pair(_message.Message):
     session: int
     verified_ns: int
     mismatch_bytes: int
-    def __init__(self, state: _Optional[_Union[PairState, str]] = ..., since_ns: _Optional[int] = ..., dirty_bytes: _Optional[int] = ..., unflushed_bytes: _Optional[int] = ..., in_flight_bytes: _Optional[int] = ..., resync_done_bytes: _Optional[int] = ..., resync_total_bytes: _Optional[int] = ..., resync_rate: _Optional[int] = ..., carrier: _Optional[str] = ..., detail: _Optional[str] = ..., session: _Optional[int] = ..., verified_ns: _Optional[int] = ..., mismatch_bytes: _Optional[int] = ...) -> None: ...
+    lag_ms: int
+    def __init__(self, state: _Optional[_Union[PairState, str]] = ..., since_ns: _Optional[int] = ..., dirty_bytes: _Optional[int] = ..., unflushed_bytes: _Optional[int] = ..., in_flight_bytes: _Optional[int] = ..., resync_done_bytes: _Optional[int] = ..., resync_total_bytes: _Optional[int] = ..., resync_rate: _Optional[int] = ..., carrier: _Optional[str] = ..., detail: _Optional[str] = ..., session: _Optional[int] = ..., verified_ns: _Optional[int] = ..., mismatch_bytes: _Optional[int] = ..., lag_ms: _Optional[int] = ...) -> None: ...
 
 class Volume(_message.Message):
     __slots__ = ("name", "uuid", "size", "block_size", "mode", "device_paths", "pair", "clients", "created_ns", "read_bytes", "written_bytes", "failure")
