@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 from stillpoint.errors import ConfigError
 
@@ -15,7 +15,7 @@ from .repository import BackupId, BackupRecord
 class RetentionPolicy:
     """How many to keep: of the newest, and of the newest of each hour, day, ISO week, month and year that has one.
 
-    All 0: everything is kept.
+    All of these 0: everything is kept. minimum: of each volume, no deletion leaves fewer backups than that.
     """
 
     last: int = 0
@@ -24,6 +24,7 @@ class RetentionPolicy:
     weekly: int = 0
     monthly: int = 0
     yearly: int = 0
+    minimum: int = 0
 
     def __post_init__(self) -> None:
         for field in fields(self):
@@ -32,7 +33,11 @@ class RetentionPolicy:
 
     @property
     def keeps_everything(self) -> bool:
-        return not any(getattr(self, field.name) for field in fields(self))
+        return not any(getattr(self, name) for name in _PERIODS)
+
+    def with_minimum(self, minimum: int) -> RetentionPolicy:
+        """The same with this minimum, unless its own is larger."""
+        return replace(self, minimum=max(self.minimum, minimum))
 
 
 _PERIODS: dict[str, Callable[[BackupRecord], str]] = {
@@ -48,8 +53,8 @@ _PERIODS: dict[str, Callable[[BackupRecord], str]] = {
 def kept(records: Sequence[BackupRecord], policy: RetentionPolicy) -> dict[BackupId, str]:
     """The backups to keep, each with the first reason. `records` are of one volume, in any order.
 
-    Protected ones are kept, and so is the newest, whatever the policy says. That an incremental was made from a backup
-    is no reason to keep it: every backup is complete in itself.
+    Protected ones are kept, and so are the newest and the policy's minimum, whatever else it says. That an incremental
+    was made from a backup is no reason to keep it: every backup is complete in itself.
     """
     newest_first = sorted(records, key=lambda record: (record.origin.snapshot_ns, record.id), reverse=True)
     if policy.keeps_everything:
@@ -70,6 +75,8 @@ def kept(records: Sequence[BackupRecord], policy: RetentionPolicy) -> dict[Backu
             reasons.setdefault(record.id, "protected")
     if newest_first:
         reasons.setdefault(newest_first[0].id, "newest")
+    for record in newest_first[: policy.minimum]:
+        reasons.setdefault(record.id, "minimum")
     return reasons
 
 

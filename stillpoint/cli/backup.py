@@ -2,76 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import click
 
 from ..config import format_size
-from ..errors import ProtocolError
 from ..wire.v1 import backup_pb2, common_pb2
+from .backup_calls import backup_document, follow, get_backup, list_backups, ratio, run_backup
+from .backup_upkeep import check, gc, prune, verify
 from .command import Group, Invocation, asynchronous, confirm, pass_invocation, yes_option
-from .nodes import Nodes
-from .output import Output, ProgressBar, format_age, format_rate, format_seconds, iso_time
+from .output import Output, format_age, format_rate, format_seconds, iso_time, plural
 from .restore import restore_here
 
-
-def backup_document(backup: backup_pb2.Backup) -> dict[str, Any]:
-    return {
-        "id": backup.id,
-        "volume": backup.volume,
-        "volume_uuid": backup.volume_uuid,
-        "snapshot": backup.snapshot,
-        "size": backup.size,
-        "instant": iso_time(backup.snapshot_ns),
-        "finished": iso_time(backup.finished_ns),
-        "data_bytes": backup.data_bytes,
-        "stored_bytes": backup.stored_bytes,
-        "received_bytes": backup.received_bytes,
-        "duration_s": backup.duration_ns / 1e9,
-        "base": backup.base or None,
-        "verified": iso_time(backup.verified_ns),
-    }
-
-
-async def run_backup(
-    nodes: Nodes, volume: str, *, snapshot: str = "", full: bool = False, bar: ProgressBar
-) -> backup_pb2.Backup:
-    """Raises ProtocolError when the stream ends without the backup."""
-    request = backup_pb2.RunBackupRequest(volume=volume, snapshot=snapshot, full=full)
-    made: backup_pb2.Backup | None = None
-    async for event in nodes.backup.stream("RunBackup", request, backup_pb2.BackupEvent):
-        if event.HasField("progress"):
-            bar.update(event.progress.done_bytes, event.progress.total_bytes)
-        if event.HasField("backup"):
-            made = event.backup
-    if made is None:
-        raise ProtocolError(f"{volume}: the backup node ended without saying what became of the backup")
-    return made
-
-
-async def list_backups(nodes: Nodes, volume: str = "") -> list[backup_pb2.Backup]:
-    request = backup_pb2.ListBackupsRequest(volume=volume)
-    answer = await nodes.backup.call("ListBackups", request, backup_pb2.BackupList)
-    return sorted(answer.backups, key=lambda backup: backup.finished_ns)
-
-
-async def get_backup(nodes: Nodes, identity: str) -> backup_pb2.Backup:
-    return await nodes.backup.call("GetBackup", backup_pb2.BackupId(id=identity), backup_pb2.Backup)
-
-
-async def verify_backup(nodes: Nodes, identity: str, *, bar: ProgressBar) -> int:
-    """Bytes read back. Raises DataCorrupt when a checksum does not match."""
-    return await _follow(nodes, "VerifyBackup", backup_pb2.BackupId(id=identity), bar)
-
-
-async def _follow(nodes: Nodes, method: str, request: Any, bar: ProgressBar) -> int:
-    """Bytes moved by a job that reports its progress. Raises ProtocolError when it ends without being done."""
-    last = common_pb2.Progress()
-    async for last in nodes.backup.stream(method, request, common_pb2.Progress):
-        bar.update(last.done_bytes, last.total_bytes)
-    if not last.done:
-        raise ProtocolError(f"backup {request.id}: the backup node ended in the middle of it")
-    return last.moved_bytes
+# Unique and shared bytes are counted over the indices of all backups.
+_USAGE_TIMEOUT_S = 600.0
 
 
 @click.group(cls=Group)
@@ -80,6 +22,10 @@ def backup() -> None:
 
     They are pulled from a snapshot on the standby, never from the primary, and the backup node keeps them.
     """
+
+
+for command in (verify, check, prune, gc):
+    backup.add_command(command)
 
 
 @backup.command()
@@ -107,6 +53,8 @@ async def run(invocation: Invocation, volume: str, full: bool, snapshot: str | N
         f"backup {made.id}: {format_size(made.data_bytes)} of data in {format_seconds(seconds)} "
         f"({format_rate(made.data_bytes, seconds)}), {format_size(made.stored_bytes)} stored"
     )
+    if made.alarm:
+        invocation.output.alarm(made.alarm)
 
 
 @backup.command("list")
@@ -116,29 +64,42 @@ async def run(invocation: Invocation, volume: str, full: bool, snapshot: str | N
 async def list_(invocation: Invocation, volume: str | None) -> None:
     """List the backups, of one volume or of all, the newest last.
 
+    RATIO is data in a backup for each byte that it added to the repository;
+    VERIFIED is how long ago all of it was last read back and found right.
+
     \b
     Example: standbyctl backup list vol1
     """
     async with invocation.nodes() as nodes:
-        backups = await list_backups(nodes, volume or "")
+        listing = await list_backups(nodes, volume or "")
     if invocation.output.as_json:
-        invocation.output.document([backup_document(each) for each in backups])
+        damaged = [{"id": each, "state": "damaged"} for each in listing.damaged]
+        invocation.output.document([*(backup_document(each) for each in listing.backups), *damaged])
         return
     invocation.output.table(
-        ("BACKUP", "VOLUME", "SIZE>", "DATA>", "STORED>", "AGE>", "VERIFIED>"),
-        [
-            (
-                each.id,
-                each.volume,
-                format_size(each.size),
-                format_size(each.data_bytes),
-                format_size(each.stored_bytes),
-                format_age(each.snapshot_ns),
-                format_age(each.verified_ns),
-            )
-            for each in backups
-        ],
+        ("BACKUP", "DATA>", "STORED>", "RATIO>", "AGE>", "VERIFIED>", "STATE"),
+        [*(_row(each) for each in listing.backups), *((each, *[""] * 5, "DAMAGED") for each in listing.damaged)],
         empty="no backups; make one with `standbyctl backup run VOLUME`",
+    )
+    if listing.backups and not volume:
+        data_bytes = sum(each.data_bytes for each in listing.backups)
+        times = ratio(data_bytes, listing.repository_bytes)
+        invocation.output.line(
+            f"{plural(len(listing.backups), 'backup')}, {format_size(data_bytes)} of data in"
+            f" {format_size(listing.repository_bytes)}: {times} times"
+        )
+
+
+def _row(backup: backup_pb2.Backup) -> tuple[str, ...]:
+    times = ratio(backup.data_bytes, backup.stored_bytes)
+    return (
+        backup.id,
+        format_size(backup.data_bytes),
+        format_size(backup.stored_bytes),
+        "" if times is None else f"{times:.1f}" if times < 1000 else f"{times:.0f}",
+        format_age(backup.snapshot_ns),
+        format_age(backup.verified_ns),
+        "ALARM" if backup.alarm else "protected" if backup.protected else "complete",
     )
 
 
@@ -147,16 +108,21 @@ async def list_(invocation: Invocation, volume: str | None) -> None:
 @pass_invocation
 @asynchronous
 async def show(invocation: Invocation, backup_id: str) -> None:
-    """Show one backup.
+    """Show one backup, and what deleting it would give back.
 
     \b
     Example: standbyctl backup show ID
     """
     async with invocation.nodes() as nodes:
         shown = await get_backup(nodes, backup_id)
+        usage = await nodes.backup.call(
+            "GetUsage", backup_pb2.BackupId(id=backup_id), backup_pb2.BackupUsage, timeout_s=_USAGE_TIMEOUT_S
+        )
         uri = f"nbd://{nodes.cluster.backup.nbd}/{shown.volume}@{shown.id}"
+    shared_bytes = usage.referenced_bytes - usage.unique_bytes
     if invocation.output.as_json:
-        invocation.output.document(backup_document(shown))
+        account = {"unique_bytes": usage.unique_bytes, "shared_bytes": shared_bytes, "uri": uri}
+        invocation.output.document(backup_document(shown) | account)
         return
     seconds = shown.duration_ns / 1e9
     invocation.output.properties(
@@ -167,40 +133,57 @@ async def show(invocation: Invocation, backup_id: str) -> None:
             ("instant", f"{iso_time(shown.snapshot_ns)} ({format_age(shown.snapshot_ns)} ago)"),
             ("size", f"{format_size(shown.size)} ({shown.size} bytes)"),
             ("data", format_size(shown.data_bytes)),
-            ("stored", format_size(shown.stored_bytes)),
+            ("stored", f"{format_size(shown.stored_bytes)} when it was made"),
+            ("unique", f"{format_size(usage.unique_bytes)}: what deleting it gives back"),
+            ("shared", f"{format_size(shared_bytes)} with other backups"),
             ("received", format_size(shown.received_bytes)),
             ("took", f"{format_seconds(seconds)}, {format_rate(shown.received_bytes, seconds)}"),
             ("base", shown.base or "none: a full backup"),
             ("verified", f"{format_age(shown.verified_ns)} ago" if shown.verified_ns else "never"),
+            ("protected", "yes" if shown.protected else "no"),
             ("address", uri),
         ]
     )
+    if shown.alarm:
+        invocation.output.alarm(shown.alarm)
 
 
 @backup.command()
-@click.argument("backup_id", metavar="BACKUP", required=False)
+@click.argument("backup_id", metavar="BACKUP")
 @pass_invocation
 @asynchronous
-async def verify(invocation: Invocation, backup_id: str | None) -> None:
-    """Read a backup back, or all of them, and compare every checksum.
+async def protect(invocation: Invocation, backup_id: str) -> None:
+    """Keep a backup from `delete` and from every policy.
 
     \b
-    Example: standbyctl backup verify ID
+    Example: standbyctl backup protect ID
     """
-    output = invocation.output
+    await _protect(invocation, backup_id, protected=True)
+
+
+@backup.command()
+@click.argument("backup_id", metavar="BACKUP")
+@pass_invocation
+@asynchronous
+async def unprotect(invocation: Invocation, backup_id: str) -> None:
+    """Take a backup's protection away.
+
+    \b
+    Example: standbyctl backup unprotect ID
+    """
+    await _protect(invocation, backup_id, protected=False)
+
+
+async def _protect(invocation: Invocation, backup_id: str, *, protected: bool) -> None:
+    request = backup_pb2.ProtectBackupRequest(id=backup_id, protected=protected)
     async with invocation.nodes() as nodes:
-        wanted = [backup_id] if backup_id else [each.id for each in await list_backups(nodes)]
-        results = []
-        for each in wanted:
-            with output.progress(f"verifying {each}") as bar:
-                results.append({"id": each, "read_bytes": await verify_backup(nodes, each, bar=bar), "ok": True})
-    if output.as_json:
-        output.document(results[0] if backup_id else {"verified": results})
-        return
-    for result in results:
-        output.line(f"backup {result['id']}: every checksum matches")
-    if not results:
-        output.line("no backups to verify")
+        changed = await nodes.backup.call("ProtectBackup", request, backup_pb2.Backup)
+    if invocation.output.as_json:
+        invocation.output.document(backup_document(changed))
+    else:
+        invocation.output.line(
+            f"backup {backup_id} is {'protected' if changed.protected else 'not protected any more'}"
+        )
 
 
 @backup.command()
@@ -223,7 +206,7 @@ async def restore(invocation: Invocation, backup_id: str, target: str, force: bo
         with output.progress(f"restoring {backup_id}", shown.size) as bar:
             if on_node:
                 request = backup_pb2.RestoreBackupRequest(id=backup_id, target=target, force=force)
-                written = await _follow(nodes, "RestoreBackup", request, bar)
+                written = await follow(nodes, "RestoreBackup", request, bar)
             else:
                 written = await restore_here(nodes, shown, target, force=force, bar=bar)
     _report_restore(output, shown, target, written)
@@ -243,6 +226,9 @@ def _report_restore(output: Output, backup: backup_pb2.Backup, target: str, writ
 @asynchronous
 async def delete(invocation: Invocation, backup_id: str, yes: bool) -> None:
     """Delete a backup. Others stay complete.
+
+    Refused for a protected one, and when its volume would have fewer than
+    retention.minimum of the node's configuration.
 
     \b
     Example: standbyctl backup delete ID

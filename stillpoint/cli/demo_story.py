@@ -16,7 +16,7 @@ from ..errors import StillpointError
 from ..nbd.client import NbdClient
 from ..wire.v1 import backup_pb2, primary_pb2, standby_pb2
 from . import demo_image
-from .backup import run_backup
+from .backup_calls import run_backup
 from .command import SnapshotId, VolumeSpec
 from .demo_image import Image
 from .demo_writer import Writer, find_instant

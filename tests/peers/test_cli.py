@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from stillpoint.cli.backup import list_backups
+from stillpoint.cli.backup_calls import list_backups
 from stillpoint.cli.cluster import load_cluster
 from stillpoint.cli.nodes import Nodes
 from stillpoint.cli.snapshot import snapshot_id
@@ -58,7 +58,7 @@ def all_there_is(cluster: LocalCluster) -> dict[str, list[str]]:
                 "mirrors": sorted(mirror.volume for mirror in standby.mirrors),
                 "snapshots": sorted(map(snapshot_id, snapshots.snapshots)),
                 "stores": sorted(store.name for store in standby.stores),
-                "backups": sorted(backup.id for backup in await list_backups(nodes)),
+                "backups": sorted(backup.id for backup in (await list_backups(nodes)).backups),
             }
 
     return asyncio.run(ask())

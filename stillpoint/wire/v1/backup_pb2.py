@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from stillpoint.wire.v1 import common_pb2 as stillpoint_dot_wire_dot_v1_dot_common__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1fstillpoint/wire/v1/backup.proto\x12\x12stillpoint.wire.v1\x1a\x1fstillpoint/wire/v1/common.proto\"B\n\x10RunBackupRequest\x12\x0e\n\x06volume\x18\x01 \x01(\t\x12\x10\n\x08snapshot\x18\x02 \x01(\t\x12\x0c\n\x04\x66ull\x18\x03 \x01(\x08\"i\n\x0b\x42\x61\x63kupEvent\x12.\n\x08progress\x18\x01 \x01(\x0b\x32\x1c.stillpoint.wire.v1.Progress\x12*\n\x06\x62\x61\x63kup\x18\x02 \x01(\x0b\x32\x1a.stillpoint.wire.v1.Backup\"$\n\x12ListBackupsRequest\x12\x0e\n\x06volume\x18\x01 \x01(\t\"\x16\n\x08\x42\x61\x63kupId\x12\n\n\x02id\x18\x01 \x01(\t\"\xfd\x01\n\x06\x42\x61\x63kup\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0e\n\x06volume\x18\x02 \x01(\t\x12\x13\n\x0bvolume_uuid\x18\x03 \x01(\t\x12\x10\n\x08snapshot\x18\x04 \x01(\t\x12\x0c\n\x04size\x18\x05 \x01(\x04\x12\x13\n\x0bsnapshot_ns\x18\x06 \x01(\x04\x12\x13\n\x0b\x66inished_ns\x18\x07 \x01(\x04\x12\x12\n\ndata_bytes\x18\x08 \x01(\x04\x12\x14\n\x0cstored_bytes\x18\t \x01(\x04\x12\x16\n\x0ereceived_bytes\x18\n \x01(\x04\x12\x13\n\x0b\x64uration_ns\x18\x0b \x01(\x04\x12\x0c\n\x04\x62\x61se\x18\x0c \x01(\t\x12\x13\n\x0bverified_ns\x18\r \x01(\x04\"J\n\nBackupList\x12+\n\x07\x62\x61\x63kups\x18\x01 \x03(\x0b\x32\x1a.stillpoint.wire.v1.Backup\x12\x0f\n\x07\x64\x61maged\x18\x02 \x03(\t\"A\n\x14RestoreBackupRequest\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0e\n\x06target\x18\x02 \x01(\t\x12\r\n\x05\x66orce\x18\x03 \x01(\x08\"\x1f\n\x11ReadBackupRequest\x12\n\n\x02id\x18\x01 \x01(\t\"\xbd\x01\n\x0c\x42\x61\x63kupStatus\x12*\n\x04info\x18\x01 \x01(\x0b\x32\x1c.stillpoint.wire.v1.NodeInfo\x12\x12\n\nrepository\x18\x02 \x01(\t\x12\x18\n\x10repository_bytes\x18\x03 \x01(\x04\x12\x14\n\x0c\x62\x61\x63kup_count\x18\x04 \x01(\r\x12\x17\n\x0fstandby_address\x18\x05 \x01(\t\x12\x13\n\x0bnbd_address\x18\x06 \x01(\t\x12\x0f\n\x07running\x18\x07 \x01(\r2\x91\x05\n\rBackupService\x12T\n\tRunBackup\x12$.stillpoint.wire.v1.RunBackupRequest\x1a\x1f.stillpoint.wire.v1.BackupEvent0\x01\x12U\n\x0bListBackups\x12&.stillpoint.wire.v1.ListBackupsRequest\x1a\x1e.stillpoint.wire.v1.BackupList\x12\x45\n\tGetBackup\x12\x1c.stillpoint.wire.v1.BackupId\x1a\x1a.stillpoint.wire.v1.Backup\x12G\n\x0c\x44\x65leteBackup\x12\x1c.stillpoint.wire.v1.BackupId\x1a\x19.stillpoint.wire.v1.Empty\x12L\n\x0cVerifyBackup\x12\x1c.stillpoint.wire.v1.BackupId\x1a\x1c.stillpoint.wire.v1.Progress0\x01\x12Y\n\rRestoreBackup\x12(.stillpoint.wire.v1.RestoreBackupRequest\x1a\x1c.stillpoint.wire.v1.Progress0\x01\x12P\n\nReadBackup\x12%.stillpoint.wire.v1.ReadBackupRequest\x1a\x19.stillpoint.wire.v1.Chunk0\x01\x12H\n\tGetStatus\x12\x19.stillpoint.wire.v1.Empty\x1a .stillpoint.wire.v1.BackupStatusb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1fstillpoint/wire/v1/backup.proto\x12\x12stillpoint.wire.v1\x1a\x1fstillpoint/wire/v1/common.proto\"B\n\x10RunBackupRequest\x12\x0e\n\x06volume\x18\x01 \x01(\t\x12\x10\n\x08snapshot\x18\x02 \x01(\t\x12\x0c\n\x04\x66ull\x18\x03 \x01(\x08\"i\n\x0b\x42\x61\x63kupEvent\x12.\n\x08progress\x18\x01 \x01(\x0b\x32\x1c.stillpoint.wire.v1.Progress\x12*\n\x06\x62\x61\x63kup\x18\x02 \x01(\x0b\x32\x1a.stillpoint.wire.v1.Backup\"$\n\x12ListBackupsRequest\x12\x0e\n\x06volume\x18\x01 \x01(\t\"\x16\n\x08\x42\x61\x63kupId\x12\n\n\x02id\x18\x01 \x01(\t\"\x9f\x02\n\x06\x42\x61\x63kup\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0e\n\x06volume\x18\x02 \x01(\t\x12\x13\n\x0bvolume_uuid\x18\x03 \x01(\t\x12\x10\n\x08snapshot\x18\x04 \x01(\t\x12\x0c\n\x04size\x18\x05 \x01(\x04\x12\x13\n\x0bsnapshot_ns\x18\x06 \x01(\x04\x12\x13\n\x0b\x66inished_ns\x18\x07 \x01(\x04\x12\x12\n\ndata_bytes\x18\x08 \x01(\x04\x12\x14\n\x0cstored_bytes\x18\t \x01(\x04\x12\x16\n\x0ereceived_bytes\x18\n \x01(\x04\x12\x13\n\x0b\x64uration_ns\x18\x0b \x01(\x04\x12\x0c\n\x04\x62\x61se\x18\x0c \x01(\t\x12\x13\n\x0bverified_ns\x18\r \x01(\x04\x12\x11\n\tprotected\x18\x0e \x01(\x08\x12\r\n\x05\x61larm\x18\x0f \x01(\t\"=\n\x0b\x42\x61\x63kupUsage\x12\x18\n\x10referenced_bytes\x18\x01 \x01(\x04\x12\x14\n\x0cunique_bytes\x18\x02 \x01(\x04\"5\n\x14ProtectBackupRequest\x12\n\n\x02id\x18\x01 \x01(\t\x12\x11\n\tprotected\x18\x02 \x01(\x08\"d\n\nBackupList\x12+\n\x07\x62\x61\x63kups\x18\x01 \x03(\x0b\x32\x1a.stillpoint.wire.v1.Backup\x12\x0f\n\x07\x64\x61maged\x18\x02 \x03(\t\x12\x18\n\x10repository_bytes\x18\x03 \x01(\x04\"o\n\x0fRetentionPolicy\x12\x0c\n\x04last\x18\x01 \x01(\r\x12\x0e\n\x06hourly\x18\x02 \x01(\r\x12\r\n\x05\x64\x61ily\x18\x03 \x01(\r\x12\x0e\n\x06weekly\x18\x04 \x01(\r\x12\x0f\n\x07monthly\x18\x05 \x01(\r\x12\x0e\n\x06yearly\x18\x06 \x01(\r\"d\n\x0cPruneRequest\x12\x0e\n\x06volume\x18\x01 \x01(\t\x12\x33\n\x06policy\x18\x02 \x01(\x0b\x32#.stillpoint.wire.v1.RetentionPolicy\x12\x0f\n\x07\x64ry_run\x18\x03 \x01(\x08\"K\n\x0cPruneVerdict\x12*\n\x06\x62\x61\x63kup\x18\x01 \x01(\x0b\x32\x1a.stillpoint.wire.v1.Backup\x12\x0f\n\x07kept_by\x18\x02 \x01(\t\"A\n\x0bPruneReport\x12\x32\n\x08verdicts\x18\x01 \x03(\x0b\x32 .stillpoint.wire.v1.PruneVerdict\"0\n\x0e\x43ollectRequest\x12\x0f\n\x07\x64ry_run\x18\x01 \x01(\x08\x12\r\n\x05\x66\x65nce\x18\x02 \x01(\x08\"\x9f\x01\n\rCollectReport\x12\x15\n\rdeleted_packs\x18\x01 \x01(\x04\x12\x15\n\rdeleted_bytes\x18\x02 \x01(\x04\x12\x16\n\x0erepacked_bytes\x18\x03 \x01(\x04\x12\x15\n\rpending_packs\x18\x04 \x01(\x04\x12\x15\n\rpending_bytes\x18\x05 \x01(\x04\x12\x1a\n\x12unreferenced_bytes\x18\x06 \x01(\x04\"\x1c\n\x0c\x43heckRequest\x12\x0c\n\x04\x64\x65\x65p\x18\x01 \x01(\x08\",\n\x0e\x41\x66\x66\x65\x63tedBackup\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\"\xab\x01\n\x0b\x43heckReport\x12\x15\n\rchecked_bytes\x18\x01 \x01(\x04\x12\x15\n\rchecked_packs\x18\x02 \x01(\x04\x12\x15\n\rdamaged_packs\x18\x03 \x03(\t\x12\x12\n\nlost_blobs\x18\x04 \x01(\x04\x12\x34\n\x08\x61\x66\x66\x65\x63ted\x18\x05 \x03(\x0b\x32\".stillpoint.wire.v1.AffectedBackup\x12\r\n\x05whole\x18\x06 \x03(\t\"m\n\nCheckEvent\x12.\n\x08progress\x18\x01 \x01(\x0b\x32\x1c.stillpoint.wire.v1.Progress\x12/\n\x06report\x18\x02 \x01(\x0b\x32\x1f.stillpoint.wire.v1.CheckReport\"A\n\x14RestoreBackupRequest\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0e\n\x06target\x18\x02 \x01(\t\x12\r\n\x05\x66orce\x18\x03 \x01(\x08\"\x1f\n\x11ReadBackupRequest\x12\n\n\x02id\x18\x01 \x01(\t\"\xbd\x01\n\x0c\x42\x61\x63kupStatus\x12*\n\x04info\x18\x01 \x01(\x0b\x32\x1c.stillpoint.wire.v1.NodeInfo\x12\x12\n\nrepository\x18\x02 \x01(\t\x12\x18\n\x10repository_bytes\x18\x03 \x01(\x04\x12\x14\n\x0c\x62\x61\x63kup_count\x18\x04 \x01(\r\x12\x17\n\x0fstandby_address\x18\x05 \x01(\t\x12\x13\n\x0bnbd_address\x18\x06 \x01(\t\x12\x0f\n\x07running\x18\x07 \x01(\r2\xb6\x08\n\rBackupService\x12T\n\tRunBackup\x12$.stillpoint.wire.v1.RunBackupRequest\x1a\x1f.stillpoint.wire.v1.BackupEvent0\x01\x12U\n\x0bListBackups\x12&.stillpoint.wire.v1.ListBackupsRequest\x1a\x1e.stillpoint.wire.v1.BackupList\x12\x45\n\tGetBackup\x12\x1c.stillpoint.wire.v1.BackupId\x1a\x1a.stillpoint.wire.v1.Backup\x12I\n\x08GetUsage\x12\x1c.stillpoint.wire.v1.BackupId\x1a\x1f.stillpoint.wire.v1.BackupUsage\x12U\n\rProtectBackup\x12(.stillpoint.wire.v1.ProtectBackupRequest\x1a\x1a.stillpoint.wire.v1.Backup\x12G\n\x0c\x44\x65leteBackup\x12\x1c.stillpoint.wire.v1.BackupId\x1a\x19.stillpoint.wire.v1.Empty\x12Q\n\x0cPruneBackups\x12 .stillpoint.wire.v1.PruneRequest\x1a\x1f.stillpoint.wire.v1.PruneReport\x12W\n\x0e\x43ollectGarbage\x12\".stillpoint.wire.v1.CollectRequest\x1a!.stillpoint.wire.v1.CollectReport\x12U\n\x0f\x43heckRepository\x12 .stillpoint.wire.v1.CheckRequest\x1a\x1e.stillpoint.wire.v1.CheckEvent0\x01\x12L\n\x0cVerifyBackup\x12\x1c.stillpoint.wire.v1.BackupId\x1a\x1c.stillpoint.wire.v1.Progress0\x01\x12Y\n\rRestoreBackup\x12(.stillpoint.wire.v1.RestoreBackupRequest\x1a\x1c.stillpoint.wire.v1.Progress0\x01\x12P\n\nReadBackup\x12%.stillpoint.wire.v1.ReadBackupRequest\x1a\x19.stillpoint.wire.v1.Chunk0\x01\x12H\n\tGetStatus\x12\x19.stillpoint.wire.v1.Empty\x1a .stillpoint.wire.v1.BackupStatusb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -41,15 +41,39 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_BACKUPID']._serialized_start=301
   _globals['_BACKUPID']._serialized_end=323
   _globals['_BACKUP']._serialized_start=326
-  _globals['_BACKUP']._serialized_end=579
-  _globals['_BACKUPLIST']._serialized_start=581
-  _globals['_BACKUPLIST']._serialized_end=655
-  _globals['_RESTOREBACKUPREQUEST']._serialized_start=657
-  _globals['_RESTOREBACKUPREQUEST']._serialized_end=722
-  _globals['_READBACKUPREQUEST']._serialized_start=724
-  _globals['_READBACKUPREQUEST']._serialized_end=755
-  _globals['_BACKUPSTATUS']._serialized_start=758
-  _globals['_BACKUPSTATUS']._serialized_end=947
-  _globals['_BACKUPSERVICE']._serialized_start=950
-  _globals['_BACKUPSERVICE']._serialized_end=1607
+  _globals['_BACKUP']._serialized_end=613
+  _globals['_BACKUPUSAGE']._serialized_start=615
+  _globals['_BACKUPUSAGE']._serialized_end=676
+  _globals['_PROTECTBACKUPREQUEST']._serialized_start=678
+  _globals['_PROTECTBACKUPREQUEST']._serialized_end=731
+  _globals['_BACKUPLIST']._serialized_start=733
+  _globals['_BACKUPLIST']._serialized_end=833
+  _globals['_RETENTIONPOLICY']._serialized_start=835
+  _globals['_RETENTIONPOLICY']._serialized_end=946
+  _globals['_PRUNEREQUEST']._serialized_start=948
+  _globals['_PRUNEREQUEST']._serialized_end=1048
+  _globals['_PRUNEVERDICT']._serialized_start=1050
+  _globals['_PRUNEVERDICT']._serialized_end=1125
+  _globals['_PRUNEREPORT']._serialized_start=1127
+  _globals['_PRUNEREPORT']._serialized_end=1192
+  _globals['_COLLECTREQUEST']._serialized_start=1194
+  _globals['_COLLECTREQUEST']._serialized_end=1242
+  _globals['_COLLECTREPORT']._serialized_start=1245
+  _globals['_COLLECTREPORT']._serialized_end=1404
+  _globals['_CHECKREQUEST']._serialized_start=1406
+  _globals['_CHECKREQUEST']._serialized_end=1434
+  _globals['_AFFECTEDBACKUP']._serialized_start=1436
+  _globals['_AFFECTEDBACKUP']._serialized_end=1480
+  _globals['_CHECKREPORT']._serialized_start=1483
+  _globals['_CHECKREPORT']._serialized_end=1654
+  _globals['_CHECKEVENT']._serialized_start=1656
+  _globals['_CHECKEVENT']._serialized_end=1765
+  _globals['_RESTOREBACKUPREQUEST']._serialized_start=1767
+  _globals['_RESTOREBACKUPREQUEST']._serialized_end=1832
+  _globals['_READBACKUPREQUEST']._serialized_start=1834
+  _globals['_READBACKUPREQUEST']._serialized_end=1865
+  _globals['_BACKUPSTATUS']._serialized_start=1868
+  _globals['_BACKUPSTATUS']._serialized_end=2057
+  _globals['_BACKUPSERVICE']._serialized_start=2060
+  _globals['_BACKUPSERVICE']._serialized_end=3138
 # @@protoc_insertion_point(module_scope)

@@ -38,7 +38,7 @@ class BackupId(_message.Message):
     def __init__(self, id: _Optional[str] = ...) -> None: ...
 
 class Backup(_message.Message):
-    __slots__ = ("id", "volume", "volume_uuid", "snapshot", "size", "snapshot_ns", "finished_ns", "data_bytes", "stored_bytes", "received_bytes", "duration_ns", "base", "verified_ns")
+    __slots__ = ("id", "volume", "volume_uuid", "snapshot", "size", "snapshot_ns", "finished_ns", "data_bytes", "stored_bytes", "received_bytes", "duration_ns", "base", "verified_ns", "protected", "alarm")
     ID_FIELD_NUMBER: _ClassVar[int]
     VOLUME_FIELD_NUMBER: _ClassVar[int]
     VOLUME_UUID_FIELD_NUMBER: _ClassVar[int]
@@ -52,6 +52,8 @@ class Backup(_message.Message):
     DURATION_NS_FIELD_NUMBER: _ClassVar[int]
     BASE_FIELD_NUMBER: _ClassVar[int]
     VERIFIED_NS_FIELD_NUMBER: _ClassVar[int]
+    PROTECTED_FIELD_NUMBER: _ClassVar[int]
+    ALARM_FIELD_NUMBER: _ClassVar[int]
     id: str
     volume: str
     volume_uuid: str
@@ -65,15 +67,137 @@ class Backup(_message.Message):
     duration_ns: int
     base: str
     verified_ns: int
-    def __init__(self, id: _Optional[str] = ..., volume: _Optional[str] = ..., volume_uuid: _Optional[str] = ..., snapshot: _Optional[str] = ..., size: _Optional[int] = ..., snapshot_ns: _Optional[int] = ..., finished_ns: _Optional[int] = ..., data_bytes: _Optional[int] = ..., stored_bytes: _Optional[int] = ..., received_bytes: _Optional[int] = ..., duration_ns: _Optional[int] = ..., base: _Optional[str] = ..., verified_ns: _Optional[int] = ...) -> None: ...
+    protected: bool
+    alarm: str
+    def __init__(self, id: _Optional[str] = ..., volume: _Optional[str] = ..., volume_uuid: _Optional[str] = ..., snapshot: _Optional[str] = ..., size: _Optional[int] = ..., snapshot_ns: _Optional[int] = ..., finished_ns: _Optional[int] = ..., data_bytes: _Optional[int] = ..., stored_bytes: _Optional[int] = ..., received_bytes: _Optional[int] = ..., duration_ns: _Optional[int] = ..., base: _Optional[str] = ..., verified_ns: _Optional[int] = ..., protected: bool = ..., alarm: _Optional[str] = ...) -> None: ...
+
+class BackupUsage(_message.Message):
+    __slots__ = ("referenced_bytes", "unique_bytes")
+    REFERENCED_BYTES_FIELD_NUMBER: _ClassVar[int]
+    UNIQUE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    referenced_bytes: int
+    unique_bytes: int
+    def __init__(self, referenced_bytes: _Optional[int] = ..., unique_bytes: _Optional[int] = ...) -> None: ...
+
+class ProtectBackupRequest(_message.Message):
+    __slots__ = ("id", "protected")
+    ID_FIELD_NUMBER: _ClassVar[int]
+    PROTECTED_FIELD_NUMBER: _ClassVar[int]
+    id: str
+    protected: bool
+    def __init__(self, id: _Optional[str] = ..., protected: bool = ...) -> None: ...
 
 class BackupList(_message.Message):
-    __slots__ = ("backups", "damaged")
+    __slots__ = ("backups", "damaged", "repository_bytes")
     BACKUPS_FIELD_NUMBER: _ClassVar[int]
     DAMAGED_FIELD_NUMBER: _ClassVar[int]
+    REPOSITORY_BYTES_FIELD_NUMBER: _ClassVar[int]
     backups: _containers.RepeatedCompositeFieldContainer[Backup]
     damaged: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, backups: _Optional[_Iterable[_Union[Backup, _Mapping]]] = ..., damaged: _Optional[_Iterable[str]] = ...) -> None: ...
+    repository_bytes: int
+    def __init__(self, backups: _Optional[_Iterable[_Union[Backup, _Mapping]]] = ..., damaged: _Optional[_Iterable[str]] = ..., repository_bytes: _Optional[int] = ...) -> None: ...
+
+class RetentionPolicy(_message.Message):
+    __slots__ = ("last", "hourly", "daily", "weekly", "monthly", "yearly")
+    LAST_FIELD_NUMBER: _ClassVar[int]
+    HOURLY_FIELD_NUMBER: _ClassVar[int]
+    DAILY_FIELD_NUMBER: _ClassVar[int]
+    WEEKLY_FIELD_NUMBER: _ClassVar[int]
+    MONTHLY_FIELD_NUMBER: _ClassVar[int]
+    YEARLY_FIELD_NUMBER: _ClassVar[int]
+    last: int
+    hourly: int
+    daily: int
+    weekly: int
+    monthly: int
+    yearly: int
+    def __init__(self, last: _Optional[int] = ..., hourly: _Optional[int] = ..., daily: _Optional[int] = ..., weekly: _Optional[int] = ..., monthly: _Optional[int] = ..., yearly: _Optional[int] = ...) -> None: ...
+
+class PruneRequest(_message.Message):
+    __slots__ = ("volume", "policy", "dry_run")
+    VOLUME_FIELD_NUMBER: _ClassVar[int]
+    POLICY_FIELD_NUMBER: _ClassVar[int]
+    DRY_RUN_FIELD_NUMBER: _ClassVar[int]
+    volume: str
+    policy: RetentionPolicy
+    dry_run: bool
+    def __init__(self, volume: _Optional[str] = ..., policy: _Optional[_Union[RetentionPolicy, _Mapping]] = ..., dry_run: bool = ...) -> None: ...
+
+class PruneVerdict(_message.Message):
+    __slots__ = ("backup", "kept_by")
+    BACKUP_FIELD_NUMBER: _ClassVar[int]
+    KEPT_BY_FIELD_NUMBER: _ClassVar[int]
+    backup: Backup
+    kept_by: str
+    def __init__(self, backup: _Optional[_Union[Backup, _Mapping]] = ..., kept_by: _Optional[str] = ...) -> None: ...
+
+class PruneReport(_message.Message):
+    __slots__ = ("verdicts",)
+    VERDICTS_FIELD_NUMBER: _ClassVar[int]
+    verdicts: _containers.RepeatedCompositeFieldContainer[PruneVerdict]
+    def __init__(self, verdicts: _Optional[_Iterable[_Union[PruneVerdict, _Mapping]]] = ...) -> None: ...
+
+class CollectRequest(_message.Message):
+    __slots__ = ("dry_run", "fence")
+    DRY_RUN_FIELD_NUMBER: _ClassVar[int]
+    FENCE_FIELD_NUMBER: _ClassVar[int]
+    dry_run: bool
+    fence: bool
+    def __init__(self, dry_run: bool = ..., fence: bool = ...) -> None: ...
+
+class CollectReport(_message.Message):
+    __slots__ = ("deleted_packs", "deleted_bytes", "repacked_bytes", "pending_packs", "pending_bytes", "unreferenced_bytes")
+    DELETED_PACKS_FIELD_NUMBER: _ClassVar[int]
+    DELETED_BYTES_FIELD_NUMBER: _ClassVar[int]
+    REPACKED_BYTES_FIELD_NUMBER: _ClassVar[int]
+    PENDING_PACKS_FIELD_NUMBER: _ClassVar[int]
+    PENDING_BYTES_FIELD_NUMBER: _ClassVar[int]
+    UNREFERENCED_BYTES_FIELD_NUMBER: _ClassVar[int]
+    deleted_packs: int
+    deleted_bytes: int
+    repacked_bytes: int
+    pending_packs: int
+    pending_bytes: int
+    unreferenced_bytes: int
+    def __init__(self, deleted_packs: _Optional[int] = ..., deleted_bytes: _Optional[int] = ..., repacked_bytes: _Optional[int] = ..., pending_packs: _Optional[int] = ..., pending_bytes: _Optional[int] = ..., unreferenced_bytes: _Optional[int] = ...) -> None: ...
+
+class CheckRequest(_message.Message):
+    __slots__ = ("deep",)
+    DEEP_FIELD_NUMBER: _ClassVar[int]
+    deep: bool
+    def __init__(self, deep: bool = ...) -> None: ...
+
+class AffectedBackup(_message.Message):
+    __slots__ = ("id", "reason")
+    ID_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    id: str
+    reason: str
+    def __init__(self, id: _Optional[str] = ..., reason: _Optional[str] = ...) -> None: ...
+
+class CheckReport(_message.Message):
+    __slots__ = ("checked_bytes", "checked_packs", "damaged_packs", "lost_blobs", "affected", "whole")
+    CHECKED_BYTES_FIELD_NUMBER: _ClassVar[int]
+    CHECKED_PACKS_FIELD_NUMBER: _ClassVar[int]
+    DAMAGED_PACKS_FIELD_NUMBER: _ClassVar[int]
+    LOST_BLOBS_FIELD_NUMBER: _ClassVar[int]
+    AFFECTED_FIELD_NUMBER: _ClassVar[int]
+    WHOLE_FIELD_NUMBER: _ClassVar[int]
+    checked_bytes: int
+    checked_packs: int
+    damaged_packs: _containers.RepeatedScalarFieldContainer[str]
+    lost_blobs: int
+    affected: _containers.RepeatedCompositeFieldContainer[AffectedBackup]
+    whole: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, checked_bytes: _Optional[int] = ..., checked_packs: _Optional[int] = ..., damaged_packs: _Optional[_Iterable[str]] = ..., lost_blobs: _Optional[int] = ..., affected: _Optional[_Iterable[_Union[AffectedBackup, _Mapping]]] = ..., whole: _Optional[_Iterable[str]] = ...) -> None: ...
+
+class CheckEvent(_message.Message):
+    __slots__ = ("progress", "report")
+    PROGRESS_FIELD_NUMBER: _ClassVar[int]
+    REPORT_FIELD_NUMBER: _ClassVar[int]
+    progress: _common_pb2.Progress
+    report: CheckReport
+    def __init__(self, progress: _Optional[_Union[_common_pb2.Progress, _Mapping]] = ..., report: _Optional[_Union[CheckReport, _Mapping]] = ...) -> None: ...
 
 class RestoreBackupRequest(_message.Message):
     __slots__ = ("id", "target", "force")

@@ -51,10 +51,35 @@ class BackupServiceStub(object):
                 request_serializer=stillpoint_dot_wire_dot_v1_dot_backup__pb2.BackupId.SerializeToString,
                 response_deserializer=stillpoint_dot_wire_dot_v1_dot_backup__pb2.Backup.FromString,
                 _registered_method=True)
+        self.GetUsage = channel.unary_unary(
+                '/stillpoint.wire.v1.BackupService/GetUsage',
+                request_serializer=stillpoint_dot_wire_dot_v1_dot_backup__pb2.BackupId.SerializeToString,
+                response_deserializer=stillpoint_dot_wire_dot_v1_dot_backup__pb2.BackupUsage.FromString,
+                _registered_method=True)
+        self.ProtectBackup = channel.unary_unary(
+                '/stillpoint.wire.v1.BackupService/ProtectBackup',
+                request_serializer=stillpoint_dot_wire_dot_v1_dot_backup__pb2.ProtectBackupRequest.SerializeToString,
+                response_deserializer=stillpoint_dot_wire_dot_v1_dot_backup__pb2.Backup.FromString,
+                _registered_method=True)
         self.DeleteBackup = channel.unary_unary(
                 '/stillpoint.wire.v1.BackupService/DeleteBackup',
                 request_serializer=stillpoint_dot_wire_dot_v1_dot_backup__pb2.BackupId.SerializeToString,
                 response_deserializer=stillpoint_dot_wire_dot_v1_dot_common__pb2.Empty.FromString,
+                _registered_method=True)
+        self.PruneBackups = channel.unary_unary(
+                '/stillpoint.wire.v1.BackupService/PruneBackups',
+                request_serializer=stillpoint_dot_wire_dot_v1_dot_backup__pb2.PruneRequest.SerializeToString,
+                response_deserializer=stillpoint_dot_wire_dot_v1_dot_backup__pb2.PruneReport.FromString,
+                _registered_method=True)
+        self.CollectGarbage = channel.unary_unary(
+                '/stillpoint.wire.v1.BackupService/CollectGarbage',
+                request_serializer=stillpoint_dot_wire_dot_v1_dot_backup__pb2.CollectRequest.SerializeToString,
+                response_deserializer=stillpoint_dot_wire_dot_v1_dot_backup__pb2.CollectReport.FromString,
+                _registered_method=True)
+        self.CheckRepository = channel.unary_stream(
+                '/stillpoint.wire.v1.BackupService/CheckRepository',
+                request_serializer=stillpoint_dot_wire_dot_v1_dot_backup__pb2.CheckRequest.SerializeToString,
+                response_deserializer=stillpoint_dot_wire_dot_v1_dot_backup__pb2.CheckEvent.FromString,
                 _registered_method=True)
         self.VerifyBackup = channel.unary_stream(
                 '/stillpoint.wire.v1.BackupService/VerifyBackup',
@@ -101,8 +126,43 @@ class BackupServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
-    def DeleteBackup(self, request, context):
+    def GetUsage(self, request, context):
+        """What it occupies. Reads the indices of all backups.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ProtectBackup(self, request, context):
         """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DeleteBackup(self, request, context):
+        """Refused for a protected one, and for one of the fewest of its volume that the node is told to keep.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def PruneBackups(self, request, context):
+        """Deletes what a policy does not keep, and says why the rest stays.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CollectGarbage(self, request, context):
+        """Gives back the space of what no backup needs.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CheckRepository(self, request, context):
+        """Proves everything that is stored. The last message carries the report.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
@@ -152,10 +212,35 @@ def add_BackupServiceServicer_to_server(servicer, server):
                     request_deserializer=stillpoint_dot_wire_dot_v1_dot_backup__pb2.BackupId.FromString,
                     response_serializer=stillpoint_dot_wire_dot_v1_dot_backup__pb2.Backup.SerializeToString,
             ),
+            'GetUsage': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetUsage,
+                    request_deserializer=stillpoint_dot_wire_dot_v1_dot_backup__pb2.BackupId.FromString,
+                    response_serializer=stillpoint_dot_wire_dot_v1_dot_backup__pb2.BackupUsage.SerializeToString,
+            ),
+            'ProtectBackup': grpc.unary_unary_rpc_method_handler(
+                    servicer.ProtectBackup,
+                    request_deserializer=stillpoint_dot_wire_dot_v1_dot_backup__pb2.ProtectBackupRequest.FromString,
+                    response_serializer=stillpoint_dot_wire_dot_v1_dot_backup__pb2.Backup.SerializeToString,
+            ),
             'DeleteBackup': grpc.unary_unary_rpc_method_handler(
                     servicer.DeleteBackup,
                     request_deserializer=stillpoint_dot_wire_dot_v1_dot_backup__pb2.BackupId.FromString,
                     response_serializer=stillpoint_dot_wire_dot_v1_dot_common__pb2.Empty.SerializeToString,
+            ),
+            'PruneBackups': grpc.unary_unary_rpc_method_handler(
+                    servicer.PruneBackups,
+                    request_deserializer=stillpoint_dot_wire_dot_v1_dot_backup__pb2.PruneRequest.FromString,
+                    response_serializer=stillpoint_dot_wire_dot_v1_dot_backup__pb2.PruneReport.SerializeToString,
+            ),
+            'CollectGarbage': grpc.unary_unary_rpc_method_handler(
+                    servicer.CollectGarbage,
+                    request_deserializer=stillpoint_dot_wire_dot_v1_dot_backup__pb2.CollectRequest.FromString,
+                    response_serializer=stillpoint_dot_wire_dot_v1_dot_backup__pb2.CollectReport.SerializeToString,
+            ),
+            'CheckRepository': grpc.unary_stream_rpc_method_handler(
+                    servicer.CheckRepository,
+                    request_deserializer=stillpoint_dot_wire_dot_v1_dot_backup__pb2.CheckRequest.FromString,
+                    response_serializer=stillpoint_dot_wire_dot_v1_dot_backup__pb2.CheckEvent.SerializeToString,
             ),
             'VerifyBackup': grpc.unary_stream_rpc_method_handler(
                     servicer.VerifyBackup,
@@ -271,6 +356,60 @@ class BackupService(object):
             _registered_method=True)
 
     @staticmethod
+    def GetUsage(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/stillpoint.wire.v1.BackupService/GetUsage',
+            stillpoint_dot_wire_dot_v1_dot_backup__pb2.BackupId.SerializeToString,
+            stillpoint_dot_wire_dot_v1_dot_backup__pb2.BackupUsage.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ProtectBackup(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/stillpoint.wire.v1.BackupService/ProtectBackup',
+            stillpoint_dot_wire_dot_v1_dot_backup__pb2.ProtectBackupRequest.SerializeToString,
+            stillpoint_dot_wire_dot_v1_dot_backup__pb2.Backup.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
     def DeleteBackup(request,
             target,
             options=(),
@@ -287,6 +426,87 @@ class BackupService(object):
             '/stillpoint.wire.v1.BackupService/DeleteBackup',
             stillpoint_dot_wire_dot_v1_dot_backup__pb2.BackupId.SerializeToString,
             stillpoint_dot_wire_dot_v1_dot_common__pb2.Empty.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PruneBackups(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/stillpoint.wire.v1.BackupService/PruneBackups',
+            stillpoint_dot_wire_dot_v1_dot_backup__pb2.PruneRequest.SerializeToString,
+            stillpoint_dot_wire_dot_v1_dot_backup__pb2.PruneReport.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CollectGarbage(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/stillpoint.wire.v1.BackupService/CollectGarbage',
+            stillpoint_dot_wire_dot_v1_dot_backup__pb2.CollectRequest.SerializeToString,
+            stillpoint_dot_wire_dot_v1_dot_backup__pb2.CollectReport.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CheckRepository(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/stillpoint.wire.v1.BackupService/CheckRepository',
+            stillpoint_dot_wire_dot_v1_dot_backup__pb2.CheckRequest.SerializeToString,
+            stillpoint_dot_wire_dot_v1_dot_backup__pb2.CheckEvent.FromString,
             options,
             channel_credentials,
             insecure,

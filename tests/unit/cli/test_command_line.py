@@ -33,6 +33,7 @@ def test_the_commands_are_those_that_scripts_rely_on() -> None:
         *("bookmark list", "bookmark delete"),
         *("store create", "store list", "store extend", "store delete"),
         *("backup run", "backup list", "backup show", "backup verify", "backup restore", "backup delete"),
+        *("backup protect", "backup unprotect", "backup check", "backup prune", "backup gc"),
     }
 
 

@@ -1,0 +1,104 @@
+"""The calls of BackupService that read backups back: to verify, check, restore, or hand out their bytes."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable, Coroutine
+from concurrent.futures import Executor
+from contextlib import aclosing
+from typing import Any
+
+from stillpoint.errors import InvalidRequest, NotFound
+from stillpoint.target import open_target
+from stillpoint.wire.status import Context, answers
+from stillpoint.wire.v1 import backup_pb2
+
+from .jobs import Jobs
+from .messages import check_message, encoded_piece, progress_message
+from .progress import Progress, Report
+from .repository import BackupId, CheckReport, Repository, parse_backup_id
+from .restore import restore, verify
+from .streaming import stream
+
+
+class ReadingCalls:
+    """A part of BackupService, which sets the attributes."""
+
+    _repository: Repository
+    _executor: Executor
+    _jobs: Jobs
+
+    @answers
+    async def VerifyBackup(self, request: backup_pb2.BackupId, context: Context) -> None:
+        backup = parse_backup_id(request.id)
+        with self._jobs.reading():
+            await self._run_counted(lambda report: verify(self._repository, backup, self._executor, report), context)
+
+    @answers
+    async def CheckRepository(self, request: backup_pb2.CheckRequest, context: Context) -> None:
+        async def send(progress: Progress) -> None:
+            await context.write(backup_pb2.CheckEvent(progress=progress_message(progress)))
+
+        async def job(report: Report) -> tuple[CheckReport, list[BackupId]]:
+            return await self._check(report, deep=request.deep)
+
+        with self._jobs.reading():
+            found, whole = await self._jobs.run(job, send)
+        await context.write(backup_pb2.CheckEvent(report=check_message(found, whole)))
+
+    @answers
+    async def RestoreBackup(self, request: backup_pb2.RestoreBackupRequest, context: Context) -> None:
+        backup = parse_backup_id(request.id)
+        if "://" not in request.target and not request.target.startswith("/"):
+            raise InvalidRequest(f"{request.target[:200]!r}: the backup node needs an absolute path or an nbd:// URI")
+
+        async def job(report: Report) -> None:
+            reader = await asyncio.to_thread(self._repository.open, backup)
+            try:
+                target = await open_target(request.target, size=reader.record.origin.size, force=request.force)
+                await restore(reader, target, self._executor, report)
+            finally:
+                reader.close()
+
+        with self._jobs.reading():
+            await self._run_counted(job, context)
+
+    @answers
+    async def ReadBackup(self, request: backup_pb2.ReadBackupRequest, _: Context) -> AsyncIterator[bytes]:
+        backup = parse_backup_id(request.id)
+        with self._jobs.reading():
+            reader = await asyncio.to_thread(self._repository.open, backup)
+            try:
+                async with aclosing(stream(reader, self._executor)) as pieces:
+                    async for piece in pieces:
+                        yield encoded_piece(piece)
+            finally:
+                reader.close()
+
+    async def _check(self, report: Report, *, deep: bool) -> tuple[CheckReport, list[BackupId]]:
+        """What was found, and the ids of the backups that were there before and are whole."""
+        before = (await self._repository.list()).backups
+        found = await self._repository.check(
+            self._executor, deep=deep, report=lambda done, total: report(Progress("verify", done, total, done))
+        )
+        whole = [record.id for record in before if record.id not in found.affected]
+        if deep:
+            for backup in list(whole):
+                try:
+                    await self._repository.record_verified(backup, time.time_ns())
+                except NotFound:
+                    whole.remove(backup)  # deleted meanwhile
+        return found, whole
+
+    async def _run_counted(self, job: Callable[[Report], Coroutine[Any, Any, None]], context: Context) -> None:
+        """Run a job that only reports progress; the last message says that it is done."""
+        last = Progress("")
+
+        async def send(progress: Progress) -> None:
+            nonlocal last
+            last = progress
+            await context.write(progress_message(progress))
+
+        await self._jobs.run(job, send)
+        await context.write(progress_message(last, done=True))
