@@ -12,6 +12,7 @@ import logging
 import os
 import socket
 import sys
+from collections import defaultdict
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -24,7 +25,8 @@ from stillpoint.nbd.budget import Budget
 from stillpoint.nbd.export import DeviceExport
 from stillpoint.nbd.listen import listen_tcp
 from stillpoint.nbd.server import NbdServer
-from stillpoint.runtime import GrpcServer, run_until_stopped, serve_grpc
+from stillpoint.runtime import GrpcServer, resident_bytes, run_until_stopped, serve_grpc
+from stillpoint.traffic import Traffic
 
 from .changes import Instant, instants
 from .export_control import ControlSocket
@@ -45,6 +47,7 @@ class ExportNode:
         self.exported: dict[str, Exported] = {}
         self._instants: dict[str, dict[str, Instant]] = {}  # by volume
         self.read_bytes = 0
+        self._past: defaultdict[str, Traffic] = defaultdict(Traffic)  # by volume, of snapshots no longer served
         self._directory: dict[str, DeviceExport] = {}
         self.nbd = NbdServer(self._directory, self.executor, budget=Budget(_BUDGET_BYTES))
         self._grpc: GrpcServer | None = None
@@ -108,6 +111,7 @@ class ExportNode:
         exported = self.exported.pop(name)
         del self._directory[name]
         await self.nbd.drop(exported.nbd)
+        self._past[exported.description["volume"]].add(exported.nbd.traffic)
         exported.close()
 
     def readers(self, name: str) -> list[str]:
@@ -118,6 +122,26 @@ class ExportNode:
         return [f"NBD client {peer}" for peer in self.nbd.peers(exported.nbd)] + [
             f"gRPC client {peer}" for peer in exported.streams
         ]
+
+    def statistics(self) -> dict[str, Any]:
+        """Since this process started; can be written as JSON. By volume: snapshots come and go."""
+        by_volume: defaultdict[str, Traffic] = defaultdict(Traffic)
+        for volume, past in self._past.items():
+            by_volume[volume].add(past)
+        for exported in self.exported.values():
+            by_volume[exported.description["volume"]].add(exported.nbd.traffic)
+        budget = self.nbd.budget
+        return {
+            "connections": self.nbd.connection_count,
+            "connections_max": self.nbd.connection_max,
+            "refused": self.nbd.refused_count,
+            "memory": budget.limit - budget.free,
+            "memory_max": budget.limit,
+            "streams": self.streams,
+            "stream_bytes": self.read_bytes,
+            "resident": resident_bytes(),
+            "traffic": {volume: traffic.document() for volume, traffic in by_volume.items()},
+        }
 
     async def withdraw(self, name: str) -> list[str]:
         """Serve the snapshot no longer, unless somebody reads it: those, and nothing has changed then."""
@@ -146,6 +170,8 @@ async def serve(control_fd: int, stop: asyncio.Event) -> None:
                     answer |= await node.listen(message["listen"])
                 elif "withdraw" in message:
                     answer["readers"] = await node.withdraw(message["withdraw"])
+                elif "statistics" in message:
+                    answer["statistics"] = node.statistics()
                 elif "readers" in message:
                     answer["readers"] = {name: found for name in message["readers"] if (found := node.readers(name))}
                 else:

@@ -4,7 +4,9 @@ main → export: {"number": n, "volume": name, "description": {...} or null}   t
                {"number": n, "listen": {"grpc": "host:port", "nbd": "host:port", "nbd_connections": 64}}   first of all
                {"number": n, "withdraw": "VOLUME@NAME"}   serve it no longer, unless somebody reads it
                {"number": n, "readers": ["VOLUME@NAME", …]}   say who reads these
+               {"number": n, "statistics": true}   say what was served so far
 export → main: {"done": n}, and "error": text when it could not be done; for `listen` also the ports bound;
+               for `statistics` "statistics": what `standby/metrics.py` shows;
                for `withdraw` "readers": [text, …], empty when it is withdrawn; for `readers` the same by name
 
 A description is whole, so sending it again is harmless, and an export process that starts anew is told everything.

@@ -25,6 +25,8 @@ logger = logging.getLogger(__name__)
 
 _START_TIMEOUT_S = 20.0
 _ANSWER_TIMEOUT_S = 10.0
+# A scraper does not wait longer than this, and a process that takes this long deserves to be seen as down.
+_STATISTICS_TIMEOUT_S = 3.0
 _RESTART_FIRST_S = 0.1
 _RESTART_MAX_S = 5.0
 
@@ -162,11 +164,15 @@ class ExportSupervisor:
         """By snapshot, those that are being read: one entry for each NBD connection and each gRPC stream."""
         return dict((await self._ask_if_up({"readers": list(snapshots)})).get("readers", {})) if snapshots else {}
 
-    async def _ask_if_up(self, message: dict[str, Any]) -> dict[str, Any]:
+    async def statistics(self) -> dict[str, Any] | None:
+        """What the process has served since it started; None while it is down or does not answer."""
+        return (await self._ask_if_up({"statistics": True}, timeout_s=_STATISTICS_TIMEOUT_S)).get("statistics")
+
+    async def _ask_if_up(self, message: dict[str, Any], *, timeout_s: float = _ANSWER_TIMEOUT_S) -> dict[str, Any]:
         if self._control is None:
             return {}
         try:
-            return await self._ask(message, timeout_s=_ANSWER_TIMEOUT_S)
+            return await self._ask(message, timeout_s=timeout_s)
         except PeerUnavailable as error:
             logger.warning("%s", error)
             return {}

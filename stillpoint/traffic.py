@@ -7,7 +7,8 @@ them as they are. Counters never fall; they start at 0 with the process.
 from __future__ import annotations
 
 from bisect import bisect_left
-from typing import Final
+from collections.abc import Mapping
+from typing import Any, Final
 
 # Upper bounds in seconds: from what an answer out of memory takes to what a client gives up at.
 LATENCY_BOUNDS_S: Final = (
@@ -31,6 +32,10 @@ class Latency:
         self.counts[bisect_left(LATENCY_BOUNDS_S, duration_s)] += count
         self.sum_s += duration_s * count
 
+    def add(self, other: Latency) -> None:
+        self.counts = [ours + theirs for ours, theirs in zip(self.counts, other.counts, strict=True)]
+        self.sum_s += other.sum_s
+
 
 class Traffic:
     """The requests of one export. What was refused at once counts as an error only.
@@ -38,19 +43,12 @@ class Traffic:
     `write_latency` is that of all that changes the disk, by itself or with FUA; an export may leave a latency out.
     """
 
-    __slots__ = (
-        "error_count",
-        "flush_count",
-        "flush_latency",
-        "read_bytes",
-        "read_count",
-        "read_latency",
-        "trim_count",
-        "write_count",
-        "write_latency",
-        "written_bytes",
-        "zero_count",
+    _COUNTS: Final = (
+        *("read_count", "write_count", "flush_count", "trim_count", "zero_count"),
+        *("read_bytes", "written_bytes", "error_count"),
     )
+    _LATENCIES: Final = ("read_latency", "write_latency", "flush_latency")
+    __slots__ = _COUNTS + _LATENCIES
 
     def __init__(self) -> None:
         self.read_count = self.write_count = self.flush_count = self.trim_count = self.zero_count = 0
@@ -59,3 +57,27 @@ class Traffic:
         self.read_latency = Latency()
         self.write_latency = Latency()
         self.flush_latency = Latency()
+
+    def add(self, other: Traffic) -> None:
+        """Take over what `other` counted."""
+        for name in self._COUNTS:
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+        for name in self._LATENCIES:
+            getattr(self, name).add(getattr(other, name))
+
+    def document(self) -> dict[str, Any]:
+        """For another process of this node; can be written as JSON."""
+        latencies = {name: getattr(self, name) for name in self._LATENCIES}
+        return {name: getattr(self, name) for name in self._COUNTS} | {
+            name: {"counts": latency.counts, "sum_s": latency.sum_s} for name, latency in latencies.items()
+        }
+
+    @classmethod
+    def from_document(cls, document: Mapping[str, Any]) -> Traffic:
+        traffic = cls()
+        for name in cls._COUNTS:
+            setattr(traffic, name, document[name])
+        for name in cls._LATENCIES:
+            latency = getattr(traffic, name)
+            latency.counts, latency.sum_s = document[name]["counts"], document[name]["sum_s"]
+        return traffic
