@@ -13,8 +13,6 @@ from typing import Any, Final
 import numpy as np
 
 from .cow import VirtualDevice
-from .cow.association import NOT_PRESERVED
-from .cow.birth import Generations
 
 _WINDOW_BLOCKS: Final = 1 << 18
 
@@ -46,31 +44,10 @@ def instants(description: Mapping[str, Any]) -> dict[str, Instant]:
     return found
 
 
-class HistoryDevice(VirtualDevice):
-    """A virtual device that also tells when its blocks were written."""
-
-    def births_as_of(self, first: int, count: int) -> Generations:
-        """The generation in which the snapshot's content of each of `count` blocks from `first` was written.
-
-        Raises SnapshotInvalid, DeviceError, as a read does.
-        """
-        while True:
-            view = self._settle()
-            # Births first, then maps: a block that is preserved in between is in the map by then, or still old here.
-            births = self._births.array[first : first + count].copy()
-            for records in reversed(view.maps.values()):
-                found = records.lookup(first, count)
-                if found is not None:
-                    addresses, born = found
-                    np.copyto(births, born, where=addresses != NOT_PRESERVED)
-            if self._is_settled(view):
-                return births
-
-
 class Changes:
     """What changed in a snapshot since `base`."""
 
-    def __init__(self, device: HistoryDevice, base: Instant | None, *, incarnation: str, block_size: int) -> None:
+    def __init__(self, device: VirtualDevice, base: Instant | None, *, incarnation: str, block_size: int) -> None:
         """base: None for an instant that nobody remembers. incarnation: of the snapshot's volume, now."""
         self._device = device
         self._block_size = block_size

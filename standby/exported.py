@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
-from stillpoint.devices import BlockDevice, FileDevice, OverlayDevice, open_device
+from stillpoint.devices import FileDevice, OverlayDevice
 from stillpoint.errors import NotFound
 from stillpoint.nbd.contexts import ChangedFunction
 from stillpoint.nbd.export import DeviceExport, Replier, run_in_thread
 
-from .changes import Changes, HistoryDevice, Instant
+from .changes import Changes, Instant
+from .cow import VirtualDevice, open_virtual_device
 
 
 class SnapshotExport(DeviceExport):
@@ -66,7 +66,7 @@ class Exported:
         self.description = description
         self.snapshot = snapshot
         self.uuid: str = snapshot["uuid"]
-        self.device = HistoryDevice(description, snapshot, fds={}, open_mirror=_open_mirror)
+        self.device: VirtualDevice = open_virtual_device(description, snapshot["name"])
         self.executor = executor
         self.overlay = self._open_overlay(snapshot["overlay"]) if snapshot.get("overlay") else None
         name = f"{description['volume']}@{snapshot['name']}"
@@ -144,10 +144,6 @@ class Exported:
 
     def _close(self) -> None:
         (self.overlay or self.device).close()
-
-
-def _open_mirror(paths: Sequence[str], size: int) -> BlockDevice:
-    return open_device([Path(path) for path in paths], size=size, read_only=True)
 
 
 def _ignore(error: Exception | None) -> None:

@@ -1,4 +1,4 @@
-"""Which blocks were written between two instants. Pure computation on births and records."""
+"""When blocks were last written as of a snapshot, and so which of them changed since an earlier instant. Pure."""
 
 from __future__ import annotations
 
@@ -48,12 +48,20 @@ def _newer(
     as_of = births[first : first + count]
     if not (as_of > base).any():
         return np.zeros(count, dtype=np.bool_)  # what a record says of a block is older than its birth
+    return births_as_of(births, maps, first, count) > base
+
+
+def births_as_of(births: Generations, maps: Sequence[AssociationMap], first: int, count: int) -> Generations:
+    """In which generation the content that a snapshot has of each of `count` blocks from `first` was written.
+
+    maps: of the snapshot and of all newer live ones, ascending.
+    Births are looked at before maps: a block that is preserved in between is in the map by then, or still old here.
+    """
+    as_of = births[first : first + count].copy()
     # The oldest snapshot that has a record decides, so they are laid over the births of now from the newest on.
-    as_of = as_of.copy()
     for records in reversed(maps):
         found = records.lookup(first, count)
         if found is not None:
             addresses, born = found
-            here = addresses != NOT_PRESERVED
-            as_of[here] = born[here]
-    return as_of > base
+            np.copyto(as_of, born, where=addresses != NOT_PRESERVED)
+    return as_of

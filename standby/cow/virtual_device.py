@@ -4,17 +4,16 @@ The rule of a reader, block by block: if the birth is not newer than the snapsho
 birth again; if the block was preserved meanwhile, use the preserved copy. The engine stores the map entry, then the
 birth, then overwrites, so a birth that is still old after the read proves the bytes.
 
-The list of live snapshots, and so the maps to ask, is guarded by the shared header's sequence: a read during which it
-changed is done again. That also proves that no slot it read had been given to somebody else.
+A read during which the list of live snapshots changed (`list_follower.py`) is done again. That also proves that no slot
+it read had been given to somebody else.
 """
 
 from __future__ import annotations
 
 import errno
 import os
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Final, TypeAlias
 
@@ -22,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from stillpoint.devices import BlockDevice, Buffer, MemoryDevice, open_device
-from stillpoint.errors import DataCorrupt, DeviceError, NotFound, PermissionRefused, Refused, SnapshotInvalid
+from stillpoint.errors import DataCorrupt, DeviceError, NotFound, PermissionRefused, Refused
 from stillpoint.extents import MappedExtent, check_range, coalesce
 
 from .association import (
@@ -30,21 +29,15 @@ from .association import (
     NOT_PRESERVED,
     UNIT_SIZE,
     Addresses,
-    AssociationMap,
     offset_of,
     store_of,
 )
-from .association_forms import open_map
 from .birth import BirthMap, Generations
-from .changed import changed_extents, unknown_extents
-from .shared_header import HeaderState, SharedHeader
+from .changed import births_as_of
+from .list_follower import ListFollower, View
 from .store_directory import read_definitions
-from .values import ChangedExtents, SnapshotState
-from .volume import map_path
 
-_PATIENCE_S: Final = 5.0  # for a list that keeps changing: the engine needs microseconds, unless it died in the middle
 _EXTENTS_AT_ONCE: Final = 1 << 16  # blocks looked up in one step of `extents`
-_STILL_READABLE: Final = frozenset({SnapshotState.CREATING, SnapshotState.ACTIVE, SnapshotState.LEAVING})
 
 OpenDevice: TypeAlias = Callable[[Sequence[str], int], BlockDevice]
 
@@ -68,14 +61,6 @@ def open_virtual_device(
     raise NotFound(f"{description['volume']}@{snapshot_name}: there is no such snapshot")
 
 
-@dataclass(frozen=True, slots=True)
-class _View:
-    """The maps to ask, oldest first, as of one state of the list. Never changed, so threads may share it."""
-
-    sequence: int
-    maps: dict[int, AssociationMap]
-
-
 class VirtualDevice:
     """A BlockDevice. May be read by several threads; `close` when none of them is in a call.
 
@@ -94,18 +79,21 @@ class VirtualDevice:
         self.generation: int = snapshot["generation"]
         self._size: int = snapshot["size"]
         self._block_size: int = description["block_size"]
-        self._incarnation: str = description["uuid"]
-        self._maps_folder = Path(description["maps"])
         self._stores_path = Path(description["stores"])
         self._fds = fds
-        self._view = _View(-1, {})
         self._stores: dict[int, BlockDevice] = {}
         self._outgrown: list[BlockDevice] = []
+        header, maps, births = (Path(description[name]) for name in ("header", "maps", "births"))
         try:
-            self._header = SharedHeader.open(Path(description["header"]))
-            self._births = BirthMap.open(Path(description["births"]), self._size // self._block_size, writable=False)
-            self._mirror = open_mirror(description["mirror_paths"], self._size)
-            self._settle()
+            with ExitStack() as opened:
+                self._follower = ListFollower(header, maps, self.generation, name=self._description)
+                opened.callback(self._follower.close)
+                self._births = BirthMap.open(births, self._size // self._block_size, writable=False)
+                opened.callback(self._births.close)
+                self._mirror = open_mirror(description["mirror_paths"], self._size)
+                opened.callback(self._mirror.close)
+                self.check()
+                opened.pop_all()
         except OSError as error:
             raise DeviceError(f"{self._description}: cannot be opened: {error}", error.errno or errno.EIO) from error
 
@@ -146,32 +134,30 @@ class VirtualDevice:
         check_range(offset=offset, length=length, size=self._size)
         return coalesce(self._extents(offset, offset + length))
 
-    def changed(self, *, base: int, incarnation: str) -> ChangedExtents:
-        """As `SnapshotEngine.changed`, computed here so that it costs the mirror nothing."""
-        if incarnation != self._incarnation or base > self.generation:
-            return unknown_extents(self._size)
+    def check(self) -> None:
+        """Raise SnapshotInvalid once the snapshot was deleted or lost blocks, or its engine has gone."""
+        self._follower.view()
+
+    def births_as_of(self, first: int, count: int) -> Generations:
+        """In which generation the snapshot's content of each of `count` blocks from `first` was written.
+
+        What is newer than an earlier instant of the same incarnation has changed since. Computed in the caller's
+        process, so it costs the mirror nothing. Raises as a read does.
+        """
         while True:
-            view = self._settle()
-            # Births are looked at before maps: a block that is preserved in between is in the map by then or still old.
-            changed = changed_extents(
-                self._births.array,
-                tuple(view.maps.values()),
-                base=base,
-                block_size=self._block_size,
-                block_count=self._size // self._block_size,
-            )
-            if self._is_settled(view):
-                return changed
+            view = self._follower.view()
+            births = births_as_of(self._births.array, tuple(view.maps.values()), first, count)
+            if self._follower.is_settled(view):
+                return births
 
     def close(self) -> None:
         for store in (*self._stores.values(), *self._outgrown):
             store.close()
         self._stores.clear()
         self._outgrown.clear()
-        self._view = _View(-1, {})
         self._mirror.close()
         self._births.close()
-        self._header.close()
+        self._follower.close()
 
     def _read(self, offset: int, buffer: memoryview, *, wait: bool) -> bool:
         length = len(buffer)
@@ -181,17 +167,17 @@ class VirtualDevice:
         first = offset // self._block_size
         count = (offset + length - 1) // self._block_size - first + 1
         while True:
-            view = self._settle()
+            view = self._follower.view()
             if count == 1 and self._read_live_block(first, offset, buffer):
                 return True
             where = self._look_up(view, first, count)
             if where is None:
-                if self._is_settled(view):
+                if self._follower.is_settled(view):
                     raise DataCorrupt(f"{self._description}: blocks {first}+{count} are neither live nor preserved")
                 continue
             if not self._fill(offset, buffer, first, where, wait=wait):
                 return False
-            if not self._overtaken(first, where) and self._is_settled(view):
+            if not self._overtaken(first, where) and self._follower.is_settled(view):
                 return True
 
     def _read_live_block(self, block: int, offset: int, buffer: memoryview) -> bool:
@@ -204,7 +190,7 @@ class VirtualDevice:
             and births[block] <= self.generation
         )
 
-    def _look_up(self, view: _View, first: int, count: int) -> Addresses | None:
+    def _look_up(self, view: View, first: int, count: int) -> Addresses | None:
         """Where each block is: NOT_PRESERVED for the mirror. None: not found, the list must have changed."""
         births = self._births.array[first : first + count]
         wanted = births > self.generation
@@ -260,10 +246,10 @@ class VirtualDevice:
     def _settled_extents(self, position: int, end: int, first: int, count: int) -> list[MappedExtent]:
         size = self._block_size
         while True:
-            view = self._settle()
+            view = self._follower.view()
             where = self._look_up(view, first, count)
             if where is None:
-                if self._is_settled(view):
+                if self._follower.is_settled(view):
                     raise DataCorrupt(f"{self._description}: blocks {first}+{count} are neither live nor preserved")
                 continue
             extents: list[MappedExtent] = []
@@ -275,49 +261,8 @@ class VirtualDevice:
                     extents.extend(self._mirror.extents(start, length))
                 else:
                     extents.append(MappedExtent(start, length, hole=address == ALL_ZEROES))
-            if not self._overtaken(first, where) and self._is_settled(view):
+            if not self._overtaken(first, where) and self._follower.is_settled(view):
                 return extents
-
-    def _settle(self) -> _View:
-        """Follow the list of snapshots. Raises SnapshotInvalid, DeviceError."""
-        view = self._view
-        if view.sequence == self._header.sequence and not self._header.closed:
-            return view
-        deadline = time.monotonic() + _PATIENCE_S
-        while True:
-            if self._header.closed:
-                raise SnapshotInvalid(f"{self._description}: its engine was stopped; open it again")
-            state = self._header.read()
-            if state is not None:
-                self._check_state(state.states.get(self.generation))
-                maps = self._open_maps(state)
-                if maps is not None:
-                    self._view = _View(state.sequence, maps)
-                    return self._view
-            if time.monotonic() > deadline:
-                raise DeviceError(f"{self._description}: the engine left its list of snapshots unfinished", errno.EIO)
-            time.sleep(0.0002)
-
-    def _check_state(self, state: SnapshotState | None) -> None:
-        if state is None or state is SnapshotState.LEAVING:
-            raise SnapshotInvalid(f"{self._description}: was deleted")
-        if state is not SnapshotState.ACTIVE:
-            raise SnapshotInvalid(f"{self._description}: is {state.name.lower()}")
-
-    def _is_settled(self, view: _View) -> bool:
-        return self._header.sequence == view.sequence and not self._header.closed
-
-    def _open_maps(self, state: HeaderState) -> dict[int, AssociationMap] | None:
-        """The maps that may hold blocks of this snapshot, ascending; None when one left meanwhile: ask again."""
-        known = self._view.maps
-        maps: dict[int, AssociationMap] = {}
-        for generation in sorted(state.states):
-            if generation >= self.generation and state.states[generation] in _STILL_READABLE:
-                try:
-                    maps[generation] = known.get(generation) or open_map(map_path(self._maps_folder, generation))
-                except FileNotFoundError:
-                    return None
-        return maps
 
     def _store(self, number: int, *, reach: int) -> BlockDevice:
         """reach: bytes it must have. A store that has grown is opened again; somebody may still read the old one."""

@@ -9,20 +9,8 @@ from pathlib import Path
 import pytest
 
 from standby import changes
-from standby.changes import Changes, HistoryDevice, Instant, instants
-from stillpoint.devices import open_device
+from standby.changes import Changes, Instant, instants
 from tests.support.cow import KIB, MIB, Rig, run
-
-
-def history(rig: Rig, name: str) -> HistoryDevice:
-    description = rig.engine.describe()
-    (snapshot,) = [each for each in description["snapshots"] if each["name"] == name]
-    return HistoryDevice(
-        description,
-        snapshot,
-        fds={},
-        open_mirror=lambda paths, size: open_device([Path(path) for path in paths], size=size, read_only=True),
-    )
 
 
 @pytest.mark.parametrize("window", [1, 7, 1 << 18])
@@ -41,7 +29,7 @@ def test_windows_of_any_size_give_the_engines_answer(
             await rig.snapshot(f"s{number}")
         incarnation = rig.engine.incarnation
         for newer in range(1, 6):
-            device = history(rig, f"s{newer}")
+            device = rig.device(f"s{newer}")
             for older in range(newer + 1):
                 generation = rig.engine.get(f"s{older}").generation
                 theirs = await rig.engine.changed(f"s{newer}", base=generation, incarnation=incarnation)
@@ -73,7 +61,7 @@ def test_an_instant_of_another_life_is_unknown_and_everything_counts_as_changed(
     async def main() -> None:
         rig = Rig(tmp_path)
         await rig.snapshot("s")
-        device = history(rig, "s")
+        device = rig.device("s")
         here = str(rig.engine.incarnation)
         for base in (None, Instant("another", 1), Instant(here, device.generation + 1)):
             answer = Changes(device, base, incarnation=here, block_size=4 * KIB)

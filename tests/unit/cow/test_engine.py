@@ -214,10 +214,6 @@ def test_changed_extents_are_exactly_the_blocks_that_were_touched(tmp_path: Path
                     for block in range(extent.offset // rig.block_size, extent.end // rig.block_size)
                 }
                 assert blocks == set().union(*touched[base + 1 : target + 1])
-                device = rig.device(f"s{target}")
-                theirs = device.changed(base=marks[base].generation, incarnation=str(marks[base].incarnation))
-                assert theirs.extents == answer.extents
-                device.close()
         await rig.close()
 
     run(main)
