@@ -16,6 +16,7 @@ from .retention import RetentionPolicy
 class ListenConfig:
     grpc: Address = Address("127.0.0.1", 7430)
     nbd: Address = Address("127.0.0.1", 10811)
+    metrics: Address = Address("127.0.0.1", 7530)  # Prometheus, http
 
 
 @dataclass(frozen=True, slots=True)

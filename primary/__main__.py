@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 import os
 import sys
 
+from stillpoint.metrics import serving
 from stillpoint.runtime import lock_state_dir, run_node, serve_grpc
 
+from . import metrics
 from .config import PrimaryConfig
 from .node import PrimaryNode
 from .service import SERVICE_NAME, PrimaryService
@@ -25,8 +28,10 @@ async def serve(config: PrimaryConfig, stop: asyncio.Event) -> None:
         grpc_server = None
         try:
             grpc_server = await serve_grpc(config.listen.grpc, PrimaryService(node).add_to, [SERVICE_NAME])
-            logger.info("serving", extra={"grpc": grpc_server.address, "nbd": node.nbd_address})
-            await stop.wait()
+            gather = functools.partial(metrics.gather, node)
+            async with serving(config.listen.metrics, gather, role="primary", node=config.node):
+                logger.info("serving", extra={"grpc": grpc_server.address, "nbd": node.nbd_address})
+                await stop.wait()
             logger.info("stopping")
         finally:
             if grpc_server is not None:

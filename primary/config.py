@@ -22,6 +22,7 @@ class Carrier(enum.Enum):
 class Listen:
     grpc: Address = Address("127.0.0.1", 7410)
     nbd: Address = Address("127.0.0.1", 10809)
+    metrics: Address = Address("127.0.0.1", 7510)  # Prometheus, http
 
 
 @dataclass(frozen=True, slots=True)

@@ -50,7 +50,7 @@ class PrimaryNode:
         self.standby = StandbyClient(config.standby.grpc, config.standby.carrier, node=config.node)
         self._exports: dict[str, MirroredDevice] = {}
         self._executor = ThreadPoolExecutor(_THREADS, thread_name_prefix="disk")
-        self._nbd = NbdServer(
+        self.nbd = NbdServer(
             self._exports,
             self._executor,
             budget=Budget(config.limits.request_memory_bytes),
@@ -76,7 +76,7 @@ class PrimaryNode:
         listeners = activated_sockets() or [listen_tcp(self.config.listen.nbd.host, self.config.listen.nbd.port)]
         host, port = listeners[0].getsockname()[:2]
         self.nbd_address = Address(host, port)
-        self._nbd.listen(listeners)
+        self.nbd.listen(listeners)
 
     def _open(self, record: VolumeRecord, *, fresh: bool) -> Volume:
         return Volume(record, self.config, self.standby, self._executor, fresh=fresh)
@@ -91,7 +91,7 @@ class PrimaryNode:
     async def stop(self) -> None:
         """Answer what is in flight, flush both nodes, and mark everything clean."""
         await self.quiescer.stop()
-        await self._nbd.stop()
+        await self.nbd.stop()
         for volume in self.volumes.values():
             try:
                 await volume.close()
@@ -237,7 +237,7 @@ class PrimaryNode:
                         f"volume {name!r}: its mirror cannot be deleted: {error}; use force to leave it"
                     ) from None
             del self._exports[name], self.volumes[name]
-            await self._nbd.drop(volume.export)
+            await self.nbd.drop(volume.export)
             with contextlib.suppress(StillpointError):
                 await volume.close()
             volume.record.file.unlink()  # from here on the volume does not exist

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 import os
 import sys
 
+from stillpoint.metrics import serving
 from stillpoint.runtime import lock_state_dir, run_node, serve_grpc
 
+from . import metrics
 from .config import StandbyConfig
 from .node import StandbyNode
 from .service import SERVICE_NAME, StandbyService
@@ -25,8 +28,10 @@ async def serve(config: StandbyConfig, stop: asyncio.Event) -> None:
         try:
             await node.start()
             grpc_server = await serve_grpc(config.listen.grpc, StandbyService(node).add_to, [SERVICE_NAME])
-            logger.info("serving", extra={"grpc": grpc_server.address, "data_link_port": node.data_link_port})
-            await stop.wait()
+            gather = functools.partial(metrics.gather, node)
+            async with serving(config.listen.metrics, gather, role="standby", node=config.node):
+                logger.info("serving", extra={"grpc": grpc_server.address, "data_link_port": node.data_link_port})
+                await stop.wait()
             logger.info("stopping")
         finally:
             if grpc_server is not None:

@@ -16,6 +16,7 @@ class Listen:
     export_grpc: Address = Address("127.0.0.1", 7422)
     nbd: Address = Address("127.0.0.1", 10810)  # snapshots
     volume_nbd: Address = Address("127.0.0.1", 10809)  # volumes, once promoted
+    metrics: Address = Address("127.0.0.1", 7520)  # Prometheus, http
 
 
 @dataclass(frozen=True, slots=True)

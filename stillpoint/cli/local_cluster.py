@@ -330,10 +330,10 @@ async def _ensure_volume(nodes: Nodes, spec: VolumeSpec) -> None:
 
 def _new_configuration(directory: Path, carrier: str) -> dict[str, dict[str, Any]]:
     """The four files, by name; the cluster file last, because it says that the cluster is there."""
-    ports = (f"127.0.0.1:{port}" for port in free_ports(9))
-    primary = {"grpc": next(ports), "nbd": next(ports)}
-    standby = {name: next(ports) for name in ("grpc", "data_link", "export_grpc", "nbd", "volume_nbd")}
-    backup = {"grpc": next(ports), "nbd": next(ports)}
+    ports = (f"127.0.0.1:{port}" for port in free_ports(12))
+    primary = {name: next(ports) for name in ("grpc", "nbd", "metrics")}
+    standby = {name: next(ports) for name in ("grpc", "data_link", "export_grpc", "nbd", "volume_nbd", "metrics")}
+    backup = {name: next(ports) for name in ("grpc", "nbd", "metrics")}
     return {
         "primary": {
             "node": "primary",
@@ -349,9 +349,8 @@ def _new_configuration(directory: Path, carrier: str) -> dict[str, dict[str, Any
             "standby": {"grpc": standby["grpc"], "export_grpc": standby["export_grpc"]},
         },
         "cluster": {
-            "primary": primary,
-            "standby": {name: address for name, address in standby.items() if name != "data_link"},
-            "backup": backup,
+            node: {name: address for name, address in listen.items() if name not in ("data_link", "metrics")}
+            for node, listen in (("primary", primary), ("standby", standby), ("backup", backup))
         },
     }
 
