@@ -151,7 +151,7 @@ MUTANTS = (
     Mutant(
         "changed extents forget the births in records",
         "changed.py",
-        "            as_of[here] = born[here]\n",
+        "            np.copyto(as_of, born, where=addresses != NOT_PRESERVED)\n",
         "            pass\n",
     ),
     Mutant(
