@@ -113,8 +113,7 @@ class Pair:
         sender = Sender(
             epoch=_EPOCH,
             session=opened.session,
-            acknowledged=self._volume.acknowledged,
-            lost=lambda error: self._ended(lost, error),
+            lost=lambda error: self._ended(sender, lost, error),
         )
         sender.attach(await opened.connect(sender))
         try:
@@ -154,7 +153,7 @@ class Pair:
                 if not mapped.hole:
                     self._dirty.mark_dirty(Extent(mapped.offset, mapped.length))
         self.sender = sender
-        self._volume.attach(sender, lambda error: None)
+        self._volume.attach(sender, self._dirty, lambda error: None)
         self.progress = Progress(self._dirty.dirty_bytes)
         logger.info(
             "standby attached: %s",
@@ -170,6 +169,7 @@ class Pair:
             sender.push()
             await resync(self._device, self._dirty, self._volume, sender, self._executor, self.progress)
         sequence = sender.resync_end()
+        self._volume.require(sender, sequence)
         sender.push()
         await sender.until(lambda watermarks: watermarks.flushed >= sequence)
         if self._dirty.dirty_count:
@@ -188,7 +188,7 @@ class Pair:
                 return
             sender.ping()
             if self.state is PairState.IN_SYNC:
-                self._volume.start_background_flush()
+                self._volume.flush_in_background(sender)
 
     async def verify(self, *, repair: bool, rate: int) -> AsyncGenerator[Comparison, None]:
         """Compare with the mirror; yields how far it is, and last the whole result.
@@ -218,11 +218,11 @@ class Pair:
         if repair and different:
             sender.end(PeerUnavailable("the mirror differs; what differs is being sent again"))
 
-    def _ended(self, lost: asyncio.Future[Exception], error: Exception) -> None:
+    def _ended(self, sender: Sender, lost: asyncio.Future[Exception], error: Exception) -> None:
         if not isinstance(error, StillpointError):
             error = PeerUnavailable(f"the data link broke: {error}")
         self._enter(PairState.DISCONNECTED, str(error))
-        self._volume.detach(error)
+        self._volume.detach(sender, error)
         if not lost.done():
             lost.set_result(error)
 

@@ -120,10 +120,7 @@ async def read_settled(device: BlockDevice, extent: Extent, volume: MirroredDevi
         return content
     loop = asyncio.get_running_loop()
     while True:
-        volume.reading, volume.read_disturbed = extent, False
-        try:
+        with volume.watching(extent) as reading:
             await loop.run_in_executor(executor, device.read_into, extent.offset, content)
-        finally:
-            volume.reading = None
-        if not volume.read_disturbed:
+        if not reading.disturbed:
             return content

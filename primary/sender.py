@@ -34,13 +34,12 @@ class Sender:
         *,
         epoch: int,
         session: int,
-        acknowledged: Callable[[Watermarks], None],
         lost: Callable[[Exception], None],
     ) -> None:
-        """`acknowledged`: the watermarks moved. `lost`: the link ended; called once."""
+        """`lost`: the link ended; called once."""
         self._epoch = epoch
         self.session = session
-        self._acknowledged = acknowledged
+        self.acknowledged: Callable[[Watermarks], None] = _nobody_waits  # the watermarks moved
         self._lost = lost
         self._link: Link | None = None
         self._loop = asyncio.get_running_loop()
@@ -181,7 +180,7 @@ class Sender:
         batches = self._batches
         while batches and batches[0][0] <= fresh.applied:
             self._applied_bytes = batches.popleft()[1]
-        self._acknowledged(fresh)
+        self.acknowledged(fresh)
         self._moved.set()
 
     def drained(self) -> None:
@@ -204,3 +203,7 @@ class Sender:
         if self._link is not None:
             self._link.abort(error)
         self.closed(error)
+
+
+def _nobody_waits(watermarks: Watermarks) -> None:
+    """Until the session is attached to a volume."""

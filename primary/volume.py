@@ -37,7 +37,7 @@ class Volume:
         self.export = MirroredDevice(
             record.name,
             self.device,
-            self.dirty,
+            [self.dirty],
             executor,
             mode=AckMode(record.mode),
             async_queue_bytes=config.limits.async_queue_bytes,
