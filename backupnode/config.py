@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from stillpoint.config import Address
+from stillpoint.config import Address, TlsConfig
 from stillpoint.errors import ConfigError
 
-from .repository import Secret
+from .repository import S3Config, Secret
 from .retention import RetentionPolicy
 
 
@@ -46,20 +46,24 @@ class EncryptionConfig:
 
 @dataclass(frozen=True, slots=True)
 class BackupNodeConfig:
-    """compression_level: of zstd; 1 is the fastest that gains much.
+    """repository: a folder, or s3://BUCKET/PREFIX; "": a folder in the state directory. s3: of a bucket.
+
+    compression_level: of zstd; 1 is the fastest that gains much.
 
     rate_limit: bytes per second that a backup takes from the standby; 0: no limit.
     """
 
     state_dir: Path
     node: str = "backup"
-    repository: Path | None = None
+    repository: str = ""
+    s3: S3Config = field(default_factory=S3Config)
     listen: ListenConfig = field(default_factory=ListenConfig)
     standby: StandbyConfig = field(default_factory=StandbyConfig)
     compression_level: int = 1
     rate_limit: int = 0
     encryption: EncryptionConfig = field(default_factory=EncryptionConfig)
     retention: RetentionPolicy = field(default_factory=RetentionPolicy)
+    tls: TlsConfig | None = None
 
     def __post_init__(self) -> None:
         if not 1 <= self.compression_level <= 19:
@@ -69,5 +73,5 @@ class BackupNodeConfig:
             raise ConfigError(f"rate_limit is {self.rate_limit}; it must be a number of bytes per second, or 0")
 
     @property
-    def repository_path(self) -> Path:
-        return self.repository if self.repository is not None else self.state_dir / "repository"
+    def repository_location(self) -> str:
+        return self.repository or str(self.state_dir / "repository")

@@ -13,14 +13,16 @@ from typing import Any, Final
 
 from stillpoint.config import Address
 from stillpoint.errors import StillpointError
+from stillpoint.metrics import serving
 from stillpoint.nbd.listen import activated_sockets, listen_tcp
 from stillpoint.nbd.server import NbdServer
 from stillpoint.runtime import lock_state_dir, serve_grpc
 
 from .config import BackupNodeConfig
 from .export import BackupExports, low_priority_executor
+from .metrics import Metrics
 from .puller import Puller
-from .repository import Repository, open_directory
+from .repository import Repository, open_storage, storage_at
 from .service import SERVICE_NAME, BackupService
 from .standby_client import StandbyClient
 
@@ -68,8 +70,13 @@ async def _serve(config: BackupNodeConfig, repository: Repository, standby: Stan
             logger.info(
                 "backup node serves", extra={"grpc": str(server.address), "nbd": nbd_address, "pid": os.getpid()}
             )
+            metrics = Metrics(repository, puller, nbd)
             try:
-                async with _background(_sweep(puller)), _background(service.maintain()):
+                async with (
+                    _background(_sweep(puller)),
+                    _background(service.maintain()),
+                    serving(config.listen.metrics, metrics.gather, role="backup", node=config.node),
+                ):
                     await stop.wait()
                 await service.stop()
             finally:
@@ -103,8 +110,12 @@ async def _background(work: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
 
 @asynccontextmanager
 async def _repository(config: BackupNodeConfig) -> AsyncIterator[Repository]:
-    repository = await open_directory(
-        config.repository_path, level=config.compression_level, secret=config.encryption.secret()
+    repository = await open_storage(
+        storage_at(config.repository_location, config.s3),
+        # The state directory is locked, so no other running process has this name.
+        owner=f"{socket.gethostname()}:{config.state_dir.resolve()}",
+        level=config.compression_level,
+        secret=config.encryption.secret(),
     )
     try:
         yield repository

@@ -1,8 +1,9 @@
-"""Restores from a bare repository directory, with no node running and nothing written to it.
+"""Restores from a bare repository, in a directory or bucket, with no node running and nothing written to it.
 
     python -m backupnode.rescue REPOSITORY                        list the backups
     python -m backupnode.rescue REPOSITORY BACKUP TARGET|-        restore one, to a file, device, nbd:// URI or stdout
     options: --force  --passphrase-file FILE  --key-file FILE  --recovery-form FILE
+    for a bucket, s3://BUCKET/PREFIX: --s3-endpoint URL  --s3-region NAME  --s3-credentials-file FILE
 
 The directory may be mounted read-only and may lack everything but the file `repository`, `manifests/` and `packs/`. A
 node may have it open; a collection that runs meanwhile can only end this with an error.
@@ -22,7 +23,7 @@ from stillpoint.errors import StillpointError
 from stillpoint.target import open_target
 
 from .progress import Progress
-from .repository import BackupReader, ReadOnlyRepository, Secret, parse_backup_id
+from .repository import BackupReader, ReadOnlyRepository, S3Config, Secret, parse_backup_id, storage_at
 from .restore import restore
 from .streaming import stream
 
@@ -31,7 +32,7 @@ _ZEROES = bytes(1 << 20)
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m backupnode.rescue", description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("repository", type=Path)
+    parser.add_argument("repository", help="a folder, or s3://BUCKET/PREFIX")
     parser.add_argument("backup", nargs="?")
     parser.add_argument("target", nargs="?", help="a file, a block device, an nbd:// URI, or - for stdout")
     parser.add_argument(
@@ -40,11 +41,15 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--passphrase-file", type=Path)
     parser.add_argument("--key-file", type=Path)
     parser.add_argument("--recovery-form", type=Path, help="a file that holds it")
+    parser.add_argument("--s3-endpoint", default="", help="of a bucket elsewhere than at Amazon")
+    parser.add_argument("--s3-region", default="")
+    parser.add_argument("--s3-credentials-file", type=Path, help="default: the AWS_… variables of the environment")
     options = parser.parse_args(arguments)
     if options.backup is not None and options.target is None:
         parser.error("a backup needs a target")
     try:
-        repository = ReadOnlyRepository(options.repository, _secret(options))
+        s3 = S3Config(options.s3_endpoint, options.s3_region, options.s3_credentials_file)
+        repository = ReadOnlyRepository(storage_at(options.repository, s3), _secret(options))
         if options.backup is None:
             _list(repository)
         else:

@@ -13,7 +13,9 @@ from .interface import (
     Usage,
 )
 from .keys import Secret
-from .repository import PackRepository, ReadOnlyRepository, open_directory
+from .location import storage_at
+from .object_storage import S3Config
+from .repository import PackRepository, ReadOnlyRepository, open_directory, open_storage
 
 __all__ = [
     "BackupId",
@@ -27,8 +29,11 @@ __all__ = [
     "PackRepository",
     "ReadOnlyRepository",
     "Repository",
+    "S3Config",
     "Secret",
     "Usage",
     "open_directory",
+    "open_storage",
     "parse_backup_id",
+    "storage_at",
 ]

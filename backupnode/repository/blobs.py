@@ -114,7 +114,7 @@ def encode(kind: BlobKind, chunk: ChunkId, data: Piece, keys: Keys, *, level: in
     )
 
 
-def decode_header(data: bytes | memoryview) -> BlobHeader:
+def decode_header(data: Piece) -> BlobHeader:
     """Raises DataCorrupt."""
     if len(data) < BLOB_HEADER_SIZE:
         raise DataCorrupt("a blob is cut short")

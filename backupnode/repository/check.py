@@ -18,7 +18,7 @@ from stillpoint.errors import DataCorrupt, NotFound, Refused
 from .backup_id import BackupId
 from .blobs import BLOB_HEADER_SIZE, BlobKind, check_stored, decode
 from .interface import CheckReport
-from .packs import FOLDER, scan
+from .packs import FOLDER, scan_blobs
 
 if TYPE_CHECKING:
     from .repository import PackRepository
@@ -62,7 +62,7 @@ def check_pack(repository: PackRepository, name: str, *, deep: bool) -> frozense
     if whole and not deep:
         return None
     right, wrong = set[int](), 0
-    for offset, header in scan(repository.storage, name):
+    for offset, header in scan_blobs(name, len(data), lambda offset, length: data[offset : offset + length]):
         blob = data[offset : offset + header.blob_size]
         try:
             if deep:

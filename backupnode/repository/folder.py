@@ -3,8 +3,8 @@
 Invariants:
 - Bytes are written to a file whose name starts with `.tmp-`, fsynced, linked to their name, and the folder is fsynced.
   A crash before the link leaves a `.tmp-` file; one after it leaves the whole object.
-- One process at a time has it open (flock on the file `repository`), so a `.tmp-` file that is there when it is opened
-  is left over from a crash, and is removed.
+- One process at a time has it open (flock on the file `lock`), so a `.tmp-` file that is there when it is opened is
+  left over from a crash, and is removed.
 """
 
 from __future__ import annotations
@@ -25,6 +25,8 @@ from .chunking import Piece
 
 TEMPORARY_PREFIX: Final = ".tmp-"
 FORMAT_FILE: Final = "repository"
+# Not `repository` itself, which is replaced when its keys change.
+_LOCK_FILE: Final = "lock"
 FOLDERS: Final = ("packs", "manifests", "notes")
 _IOV_MAX: Final = 1024
 # Written back to the disk in the background each time so much was appended.
@@ -45,6 +47,8 @@ def system_errors(what: str, path: Path) -> Iterator[None]:
 class DirectoryStorage:
     """`lock` and `prepare` come before the first write, once the file `repository` has been found right."""
 
+    requests_are_dear = False
+
     def __init__(self, root: Path) -> None:
         self._root = root
         self._lock = -1
@@ -63,11 +67,11 @@ class DirectoryStorage:
                 raise Refused(f"{self._root} is not empty and not a repository; name an empty directory")
         return True
 
-    def lock(self) -> None:
-        """Raises InUse: two nodes on one repository would take each other's files for leftovers."""
-        path = self._root / FORMAT_FILE
+    def lock(self, owner: str) -> None:
+        """Two nodes on one repository would take each other's files for leftovers. `owner` is not needed here."""
+        path = self._root / _LOCK_FILE
         with system_errors("locking it", path):
-            descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:

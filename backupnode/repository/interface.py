@@ -250,6 +250,11 @@ class Repository(Protocol):
         """
         ...
 
+    @property
+    def quarantined_count(self) -> int:
+        """Blobs found damaged and not written anew since; backups that need them are not whole."""
+        ...
+
     async def stored_bytes(self) -> int:
         """What the repository occupies."""
         ...

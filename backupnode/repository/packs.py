@@ -277,24 +277,31 @@ def scan(storage: Storage, name: str) -> Iterator[tuple[int, BlobHeader]]:
 
     Raises DeviceError.
     """
-    size = storage.size(f"{FOLDER}/{name}")
+    path = f"{FOLDER}/{name}"
+    if storage.requests_are_dear:
+        whole = memoryview(storage.read(path))
+        yield from scan_blobs(name, len(whole), lambda offset, length: whole[offset : offset + length])
+    else:
+        yield from scan_blobs(
+            name, storage.size(path), lambda offset, length: storage.read(path, offset=offset, length=length)
+        )
+
+
+def scan_blobs(name: str, size: int, read: Callable[[int, int], Piece]) -> Iterator[tuple[int, BlobHeader]]:
+    """`scan` of a pack of `size` bytes. read: bytes from an offset on, so many."""
     offset = PACK_HEADER_SIZE
     while offset < size:
         try:
-            header = decode_header(storage.read(f"{FOLDER}/{name}", offset=offset, length=BLOB_HEADER_SIZE))
+            header = decode_header(read(offset, BLOB_HEADER_SIZE))
         except DataCorrupt:
             logger.warning("pack %s is damaged at byte %d; looking for the next blob", name, offset)
-            offset = _next_magic(storage, name, offset + 1)
+            rest = bytes(read(offset + 1, size - offset - 1))
+            found = rest.find(BLOB_MAGIC)
+            offset += 1 + (found if found >= 0 else len(rest))
             continue
         if offset + header.blob_size <= size:
             yield offset, header
         offset += header.blob_size
-
-
-def _next_magic(storage: Storage, name: str, offset: int) -> int:
-    rest = storage.read(f"{FOLDER}/{name}", offset=offset)
-    found = rest.find(BLOB_MAGIC)
-    return offset + (found if found >= 0 else len(rest))
 
 
 def reconcile(storage: Storage, index: ChunkIndex, quarantined: set[tuple[str, int]]) -> int:

@@ -14,6 +14,7 @@ import asyncio
 import contextlib
 import logging
 import os
+import secrets
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
@@ -173,6 +174,10 @@ class PackRepository:
 
         return await asyncio.get_running_loop().run_in_executor(self.packs.thread, work)
 
+    @property
+    def quarantined_count(self) -> int:
+        return len(self.packs.quarantined)
+
     async def stored_bytes(self) -> int:
         return await asyncio.to_thread(self.storage.total_bytes)
 
@@ -312,21 +317,39 @@ async def open_directory(
     threads: int | None = None,
     clock: Callable[[], int] = time.time_ns,
 ) -> PackRepository:
-    """Open the repository at `root`, making it when there is none, and remove leftovers of crashes.
+    """`open_storage` of a local directory."""
+    storage = DirectoryStorage(root)
+    return await open_storage(
+        storage, level=level, chunk_size=chunk_size, pack_size=pack_size, secret=secret, threads=threads, clock=clock
+    )
 
-    level: of zstd. chunk_size: of a new repository; an existing one keeps its own. secret: makes a new one encrypted,
-    and opens an encrypted one. threads: for hashing and compression.
-    Raises InUse when another process has it open, Refused when the directory holds something else, a format this
-    program does not know, or the secret does not fit, DataCorrupt, DeviceError.
+
+async def open_storage(
+    storage: Storage,
+    *,
+    owner: str = "",
+    level: int = 1,
+    chunk_size: int = CHUNK_SIZE,
+    pack_size: int = PACK_SIZE,
+    secret: Secret | None = None,
+    threads: int | None = None,
+    clock: Callable[[], int] = time.time_ns,
+) -> PackRepository:
+    """Open the repository there, making it when there is none, and remove leftovers of crashes.
+
+    owner: who opens it, under a name that no other running process has; "": a random one. level: of zstd.
+    chunk_size: of a new repository; an existing one keeps its own. secret: makes a new one encrypted, and opens an
+    encrypted one. threads: for hashing and compression.
+    Raises InUse when another process has it open, Refused when something else is there, a format this program does not
+    know, or the secret does not fit, DataCorrupt, DeviceError.
     """
     threads = threads or min(4, os.cpu_count() or 1)
 
     def work() -> PackRepository:
-        storage = DirectoryStorage(root)
         if storage.make():
             make_format(storage, chunk_size=chunk_size, secret=secret, clock=clock)
         format_ = read_format(storage, secret)
-        storage.lock()
+        storage.lock(owner or secrets.token_hex(16))
         try:
             storage.prepare()
             packs, notes = load_packs(storage, format_, pack_size=pack_size)
@@ -356,15 +379,15 @@ def load_packs(storage: Storage, format_: Format, *, pack_size: int = PACK_SIZE)
 
 
 class ReadOnlyRepository:
-    """A repository in a directory to which nothing is written and which need not be lockable. Plain calls.
+    """A repository to which nothing is written and which need not be lockable. Plain calls.
 
     The index is made from the packs alone, so damage to anything but the file `repository`, the manifests and the packs
     does not matter.
     """
 
-    def __init__(self, root: Path, secret: Secret | None = None) -> None:
+    def __init__(self, storage: Storage, secret: Secret | None = None) -> None:
         """Raises NotFound when there is none, and what `read_format` raises."""
-        self._storage = DirectoryStorage(root)
+        self._storage = storage
         self._format = read_format(self._storage, secret)
         index = ChunkIndex()
         reconcile(self._storage, index, set())

@@ -35,9 +35,34 @@ class Upload(Protocol):
 
 
 class Storage(Protocol):
+    """Reading needs no preparation. Before the first change come `make`, `lock` and `prepare`, in this order."""
+
     @property
     def description(self) -> str:
         """What an operator calls it: its path or URL."""
+        ...
+
+    @property
+    def requests_are_dear(self) -> bool:
+        """Whether one large read is to be preferred to many small ones."""
+        ...
+
+    def make(self) -> bool:
+        """Make room for a repository when there is none. Whether it is new: without the object `repository`.
+
+        Raises Refused when something else is there, or when the storage cannot keep these promises.
+        """
+        ...
+
+    def lock(self, owner: str) -> None:
+        """Keep it for this process alone. owner: a name that no other running process has.
+
+        May wait for a minute. Raises InUse. Where a storage cannot lock, later changes raise InUse when it was lost.
+        """
+        ...
+
+    def prepare(self) -> None:
+        """Remove what crashes left in the making."""
         ...
 
     def names(self, folder: str) -> list[str]:
@@ -64,6 +89,10 @@ class Storage(Protocol):
 
     def upload(self, folder: str) -> Upload: ...
 
-    def total_bytes(self) -> int: ...
+    def total_bytes(self) -> int:
+        """Of all objects."""
+        ...
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """Give the lock back. A second call does nothing."""
+        ...

@@ -22,10 +22,12 @@ from backupnode.repository import (
     Repository,
     Secret,
     open_directory,
+    open_storage,
 )
 from backupnode.repository.storage import Upload
 from backupnode.streaming import stream
 from stillpoint.errors import DataCorrupt, InvalidRequest, NotFound
+from tests.support.s3 import bucket_storage
 
 CHUNK = 4096
 TIB = 1 << 40
@@ -52,9 +54,12 @@ KINDS: dict[str, Open] = {
 }
 
 
-@pytest.fixture(params=[*KINDS])
+@pytest.fixture(params=[*KINDS, "bucket"])
 def open_repository(request: pytest.FixtureRequest) -> Open:
-    return KINDS[request.param]
+    if request.param != "bucket":
+        return KINDS[request.param]
+    url, bucket = request.getfixturevalue("service"), request.getfixturevalue("bucket")
+    return lambda _: open_storage(bucket_storage(url, bucket), owner="tests", chunk_size=CHUNK)
 
 
 def origin(size: int, volume: str = "vol1") -> Origin:
