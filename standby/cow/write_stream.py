@@ -195,6 +195,15 @@ class WriteStream:
         overlay((*self._closing, self._open), offset, buffer)
         return bytes(buffer)
 
+    def staged(self) -> tuple[Stage, ...]:
+        """What is not on the mirror yet, oldest first. May be called in any thread.
+
+        A reader takes it first, reads the mirror, and then lays it over: what is applied meanwhile is shown twice, not
+        missed. For the same reason the open stage is looked up before those that were open earlier.
+        """
+        newest = self._open
+        return (*self._closing, newest)
+
     async def _commit(self) -> None:
         async with self._lock:
             self._check_usable()
