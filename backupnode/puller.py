@@ -57,6 +57,7 @@ class Puller:
         self._rate_bytes_s = rate_bytes_s
         self._running: set[str] = set()
         self._turns = asyncio.Semaphore(_RUNNING_MAX)
+        self.succeeded_count = self.failed_count = 0  # backups since the node started
         self._taken: set[SnapshotName] = set()
         self._releases: set[asyncio.Task[None]] = set()
         # Another backup node of the same standby has another repository, and so another mark.
@@ -81,7 +82,13 @@ class Puller:
         with self._only_one(volume):
             report(Progress("snapshot"))
             async with self._turns:
-                return await self._run(volume, snapshot, report, full=full)
+                try:
+                    record = await self._run(volume, snapshot, report, full=full)
+                except StillpointError:
+                    self.failed_count += 1
+                    raise
+                self.succeeded_count += 1
+                return record
 
     async def _run(self, volume: str, snapshot: str, report: Report, *, full: bool) -> BackupRecord:
         if snapshot:
