@@ -14,9 +14,12 @@ from typing import Any, Final
 from stillpoint.config import Address
 from stillpoint.errors import StillpointError
 from stillpoint.metrics import serving
+from stillpoint.nbd.access import Access
 from stillpoint.nbd.listen import activated_sockets, listen_tcp
 from stillpoint.nbd.server import NbdServer
 from stillpoint.runtime import lock_state_dir, serve_grpc
+from stillpoint.security.authorization import Exports
+from stillpoint.tls import Credentials, open_credentials
 
 from .config import BackupNodeConfig
 from .export import BackupExports, low_priority_executor
@@ -38,19 +41,26 @@ async def run(config: BackupNodeConfig, stop: asyncio.Event) -> None:
     """
     lock = lock_state_dir(config.state_dir)
     try:
-        async with _repository(config) as repository, _standby(config) as standby:
-            await _serve(config, repository, standby, stop)
+        credentials = open_credentials(config.tls)
+        async with _repository(config) as repository, _standby(config, credentials) as standby:
+            await _serve(config, repository, standby, credentials, stop)
     finally:
         os.close(lock)
 
 
-async def _serve(config: BackupNodeConfig, repository: Repository, standby: StandbyClient, stop: asyncio.Event) -> None:
+async def _serve(
+    config: BackupNodeConfig,
+    repository: Repository,
+    standby: StandbyClient,
+    credentials: Credentials | None,
+    stop: asyncio.Event,
+) -> None:
     puller = Puller(standby, repository, rate_bytes_s=config.rate_limit)
     with low_priority_executor() as low_priority, ThreadPoolExecutor(2, thread_name_prefix="read") as readers:
         exports = BackupExports(repository.open, low_priority)
         for record in (await repository.list()).backups:
             exports.add(record)
-        nbd = NbdServer(exports, low_priority)
+        nbd = NbdServer(exports, low_priority, access=Access.to(Exports.BACKUPS, credentials, config.tls))
         listeners = activated_sockets() or [listen_tcp(config.listen.nbd.host, config.listen.nbd.port)]
         nbd_address = _address(listeners[0])
         service = BackupService(
@@ -59,14 +69,12 @@ async def _serve(config: BackupNodeConfig, repository: Repository, standby: Stan
             exports,
             nbd,
             readers,
-            node=config.node,
-            retention=config.retention,
-            standby_address=str(config.standby.grpc),
+            config,
             nbd_address=nbd_address,
         )
         nbd.listen(listeners)
         try:
-            server = await serve_grpc(config.listen.grpc, service.add_to, [SERVICE_NAME])
+            server = await serve_grpc(config.listen.grpc, service.add_to, [SERVICE_NAME], credentials)
             logger.info(
                 "backup node serves", extra={"grpc": str(server.address), "nbd": nbd_address, "pid": os.getpid()}
             )
@@ -75,6 +83,7 @@ async def _serve(config: BackupNodeConfig, repository: Repository, standby: Stan
                 async with (
                     _background(_sweep(puller)),
                     _background(service.maintain()),
+                    _background(service.keep_schedules()),
                     serving(config.listen.metrics, metrics.gather, role="backup", node=config.node),
                 ):
                     await stop.wait()
@@ -124,8 +133,8 @@ async def _repository(config: BackupNodeConfig) -> AsyncIterator[Repository]:
 
 
 @asynccontextmanager
-async def _standby(config: BackupNodeConfig) -> AsyncIterator[StandbyClient]:
-    standby = StandbyClient(standby=config.standby.grpc, export=config.standby.export_grpc)
+async def _standby(config: BackupNodeConfig, credentials: Credentials | None) -> AsyncIterator[StandbyClient]:
+    standby = StandbyClient(standby=config.standby.grpc, export=config.standby.export_grpc, credentials=credentials)
     try:
         yield standby
     finally:

@@ -13,6 +13,7 @@ import grpc
 from stillpoint.config import Address
 from stillpoint.errors import DataCorrupt, PeerUnavailable
 from stillpoint.extents import Extent
+from stillpoint.tls import Credentials
 from stillpoint.wire import chunks, streams
 from stillpoint.wire.channel import open_channel
 from stillpoint.wire.status import from_rpc_error
@@ -49,12 +50,12 @@ class SnapshotDescription:
 class StandbyClient:
     """Every method raises PeerUnavailable when the node does not answer, and what the node says went wrong."""
 
-    def __init__(self, *, standby: Address, export: Address) -> None:
+    def __init__(self, *, standby: Address, export: Address, credentials: Credentials | None = None) -> None:
         self.address = standby
         self._standby_peer = f"standby at {standby}"
         self._export_peer = f"standby's export process at {export}"
-        self._standby_channel = open_channel(standby)
-        self._export_channel = open_channel(export)
+        self._standby_channel = open_channel(standby, credentials)
+        self._export_channel = open_channel(export, credentials)
         # The generated stubs carry no annotations.
         standby_stub: Any = standby_pb2_grpc.StandbyServiceStub
         export_stub: Any = export_pb2_grpc.ExportServiceStub

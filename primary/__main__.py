@@ -10,6 +10,7 @@ import sys
 
 from stillpoint.metrics import serving
 from stillpoint.runtime import lock_state_dir, run_node, serve_grpc
+from stillpoint.tls import open_credentials
 
 from . import metrics
 from .config import PrimaryConfig
@@ -23,11 +24,13 @@ async def serve(config: PrimaryConfig, stop: asyncio.Event) -> None:
     """Until `stop` is set."""
     lock = lock_state_dir(config.state_dir)
     try:
-        node = PrimaryNode(config)
+        credentials = open_credentials(config.tls)
+        node = PrimaryNode(config, credentials)
         await node.start()
         grpc_server = None
         try:
-            grpc_server = await serve_grpc(config.listen.grpc, PrimaryService(node).add_to, [SERVICE_NAME])
+            service = PrimaryService(node)
+            grpc_server = await serve_grpc(config.listen.grpc, service.add_to, [SERVICE_NAME], credentials)
             gather = functools.partial(metrics.gather, node)
             async with serving(config.listen.metrics, gather, role="primary", node=config.node):
                 logger.info("serving", extra={"grpc": grpc_server.address, "nbd": node.nbd_address})

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from stillpoint.config import Address
+from stillpoint.config import Address, TlsConfig
 from stillpoint.errors import InvalidRequest
 
 
@@ -80,6 +80,7 @@ class PrimaryConfig:
     standby: Standby = field(default_factory=Standby)
     limits: Limits = field(default_factory=Limits)
     quiesce: Quiesce = field(default_factory=Quiesce)
+    tls: TlsConfig | None = None
 
     def __post_init__(self) -> None:
         if self.standby.peer_timeout_s <= 0:

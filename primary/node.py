@@ -22,9 +22,12 @@ from stillpoint.errors import (
     Refused,
     StillpointError,
 )
+from stillpoint.nbd.access import Access
 from stillpoint.nbd.budget import Budget
 from stillpoint.nbd.listen import activated_sockets, listen_tcp
 from stillpoint.nbd.server import NbdServer
+from stillpoint.security.authorization import Exports
+from stillpoint.tls import Credentials
 
 from .config import PrimaryConfig
 from .mirrored_device import AckMode, MirroredDevice
@@ -44,10 +47,12 @@ _THREADS = 8
 class PrimaryNode:
     """Opened by `start`; every method runs on the loop."""
 
-    def __init__(self, config: PrimaryConfig) -> None:
+    def __init__(self, config: PrimaryConfig, credentials: Credentials | None = None) -> None:
         self.config = config
         self.volumes: dict[str, Volume] = {}
-        self.standby = StandbyClient(config.standby.grpc, config.standby.carrier, node=config.node)
+        self.standby = StandbyClient(
+            config.standby.grpc, config.standby.carrier, node=config.node, credentials=credentials
+        )
         self._exports: dict[str, MirroredDevice] = {}
         self._executor = ThreadPoolExecutor(_THREADS, thread_name_prefix="disk")
         self.nbd = NbdServer(
@@ -55,6 +60,7 @@ class PrimaryNode:
             self._executor,
             budget=Budget(config.limits.request_memory_bytes),
             connection_max=config.limits.nbd_connections,
+            access=Access.to(Exports.VOLUMES, credentials, config.tls),
         )
         self.nbd_address = config.listen.nbd
         self.quiescer = Quiescer(config.quiesce)

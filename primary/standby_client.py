@@ -14,6 +14,7 @@ from stillpoint.link import grpc as grpc_link
 from stillpoint.link import tcp
 from stillpoint.link.base import Link
 from stillpoint.link.frames import PROTOCOL_VERSION, FrameType, encode_header
+from stillpoint.tls import Credentials
 from stillpoint.wire import streams
 from stillpoint.wire.channel import open_channel
 from stillpoint.wire.status import from_rpc_error
@@ -31,11 +32,14 @@ _RESIZE_TIMEOUT_S = 300.0  # what is newly used of a disk is zeroed first
 class StandbyClient:
     """One standby. Every call raises what the standby answered, or PeerUnavailable."""
 
-    def __init__(self, address: Address, carrier: Carrier, *, node: str) -> None:
+    def __init__(
+        self, address: Address, carrier: Carrier, *, node: str, credentials: Credentials | None = None
+    ) -> None:
         self.address = address
         self.carrier = carrier
         self._node = node
-        self._channel = open_channel(address)
+        self._credentials = credentials
+        self._channel = open_channel(address, credentials)
         self._stub = standby_pb2_grpc.StandbyServiceStub(self._channel)  # type: ignore[no-untyped-call]
 
     async def close(self) -> None:
@@ -101,7 +105,8 @@ class StandbyClient:
 
     async def connect(self, opened: OpenedLink, sender: Sender) -> Link:
         if self.carrier is Carrier.TCP:
-            return await tcp.connect(Address(self.address.host, opened.port), opened.token, sender)
+            address = Address(self.address.host, opened.port)
+            return await tcp.connect(address, opened.token, sender, credentials=self._credentials)
         link = grpc_link.over_call(streams.mirror_stream(self._channel), sender)
         link.send_owned(encode_header(FrameType.HELLO, 0, 0, 0, 0, 0, 0, opened.token), opened.token)
         link.flush()

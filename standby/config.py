@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from stillpoint.config import Address
+from stillpoint.config import Address, TlsConfig
 from stillpoint.errors import InvalidRequest
 
 
@@ -40,6 +40,7 @@ class StandbyConfig:
     listen: Listen = field(default_factory=Listen)
     snapshots: Snapshots = field(default_factory=Snapshots)
     limits: Limits = field(default_factory=Limits)
+    tls: TlsConfig | None = None
 
     def __post_init__(self) -> None:
         if self.snapshots.stage_bytes < 1 << 20:

@@ -14,18 +14,22 @@ import socket
 import sys
 from collections import defaultdict
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import grpc
 
 from stillpoint import log
-from stillpoint.config import Address
+from stillpoint.config import Address, NbdTls, TlsConfig
 from stillpoint.errors import NotFound, StillpointError
+from stillpoint.nbd.access import Access
 from stillpoint.nbd.budget import Budget
 from stillpoint.nbd.export import DeviceExport
 from stillpoint.nbd.listen import listen_tcp
 from stillpoint.nbd.server import NbdServer
 from stillpoint.runtime import GrpcServer, resident_bytes, run_until_stopped, serve_grpc
+from stillpoint.security.authorization import Exports
+from stillpoint.tls import open_credentials
 from stillpoint.traffic import Traffic
 
 from .changes import Instant, instants
@@ -64,8 +68,14 @@ class ExportNode:
 
     async def listen(self, listen: dict[str, Any]) -> dict[str, Any]:
         grpc_address, nbd_address = Address.parse(listen["grpc"]), Address.parse(listen["nbd"])
+        tls = listen["tls"] and TlsConfig(Path(listen["tls"]["directory"]), NbdTls(listen["tls"]["nbd"]))
+        credentials = open_credentials(tls)
         self.nbd = NbdServer(
-            self._directory, self.executor, budget=Budget(_BUDGET_BYTES), connection_max=listen["nbd_connections"]
+            self._directory,
+            self.executor,
+            budget=Budget(_BUDGET_BYTES),
+            connection_max=listen["nbd_connections"],
+            access=Access.to(Exports.SNAPSHOTS, credentials, tls),
         )
         listener = listen_tcp(nbd_address.host, nbd_address.port)
         service = ExportService(self)
@@ -74,12 +84,12 @@ class ExportNode:
             service.add_to(server)
 
         try:
-            self._grpc = await serve_grpc(grpc_address, add, [SERVICE_NAME])
+            self._grpc = await serve_grpc(grpc_address, add, [SERVICE_NAME], credentials)
+            self.nbd.listen([listener])
         except StillpointError:
             listener.close()
             raise
         nbd_port = listener.getsockname()[1]
-        self.nbd.listen([listener])
         return {"grpc_port": self._grpc.address.port, "nbd_port": nbd_port}
 
     async def update(self, volume: str, description: dict[str, Any] | None) -> None:

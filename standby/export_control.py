@@ -1,7 +1,8 @@
 """What the standby's two processes say to each other: JSON objects, one a line, over a socket pair.
 
 main → export: {"number": n, "volume": name, "description": {...} or null}   the snapshots of one volume, all of them
-               {"number": n, "listen": {"grpc": "host:port", "nbd": "host:port", "nbd_connections": 64}}   first of all
+               {"number": n, "listen": {"grpc": "host:port", "nbd": "host:port", "nbd_connections": 64,
+                                         "tls": {"directory": path, "nbd": "auto"} or null}}   first of all
                {"number": n, "withdraw": "VOLUME@NAME"}   serve it no longer, unless somebody reads it
                {"number": n, "readers": ["VOLUME@NAME", …]}   say who reads these
                {"number": n, "statistics": true}   say what was served so far

@@ -103,6 +103,7 @@ class ExportSupervisor:
                     "grpc": str(self.grpc_address),
                     "nbd": str(self.nbd_address),
                     "nbd_connections": self._config.limits.nbd_connections,
+                    "tls": self._tls(),
                 }
             },
             timeout_s=_START_TIMEOUT_S,
@@ -113,6 +114,10 @@ class ExportSupervisor:
         self.grpc_address = Address(listen.export_grpc.host, answer["grpc_port"])
         self.nbd_address = Address(listen.nbd.host, answer["nbd_port"])
         logger.info("export process serving", extra={"grpc": self.grpc_address, "nbd": self.nbd_address})
+
+    def _tls(self) -> dict[str, str] | None:
+        tls = self._config.tls
+        return {"directory": str(tls.directory), "nbd": tls.nbd.value} if tls is not None else None
 
     async def _read(self, control: ControlSocket) -> None:
         async for message in control.messages():

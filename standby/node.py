@@ -19,6 +19,7 @@ from stillpoint.errors import AlreadyExists, InvalidRequest, NotFound, Refused, 
 from stillpoint.link.tcp import DataLinkListener
 from stillpoint.link.tokens import Tokens
 from stillpoint.nbd.listen import listen_tcp
+from stillpoint.tls import Credentials
 
 from .config import StandbyConfig
 from .cow import Snapshot, SnapshotEngine, StoreDirectory, create_snapshots
@@ -40,13 +41,14 @@ _READERS_NAMED = 4
 class StandbyNode:
     """Opened by `start`; every method runs on the loop."""
 
-    def __init__(self, config: StandbyConfig) -> None:
+    def __init__(self, config: StandbyConfig, credentials: Credentials | None = None) -> None:
         self.config = config
         self.mirrors: dict[str, Mirror] = {}
         self.tokens = Tokens()
         self.executor = ThreadPoolExecutor(_THREADS, thread_name_prefix="disk")
         self.stores = StoreDirectory(config.state_dir / "stores", default_size=config.snapshots.default_store_size)
         self.export = ExportSupervisor(config, self._describe)
+        self._credentials = credentials
         self._listener: DataLinkListener | None = None
         self._endings = Endings(self._follow_endings)
 
@@ -71,7 +73,7 @@ class StandbyNode:
             self.mirrors[record.volume] = Mirror(record, self._open_engine, self.executor)
             logger.info("mirror open", extra={"volume": record.volume, "size": record.size})
         address = self.config.listen.data_link
-        self._listener = DataLinkListener(listen_tcp(address.host, address.port), self.tokens)
+        self._listener = DataLinkListener(listen_tcp(address.host, address.port), self.tokens, self._credentials)
         await self.export.start()
 
     def _open_engine(self, record: MirrorRecord, device: BlockDevice) -> SnapshotEngine:

@@ -387,6 +387,22 @@ class Channel:
         """Close at once; what is queued is lost. `closed(error)` follows."""
         self._end_with(error)
 
+    def detach(self) -> socket.socket:
+        """Give the socket back, open, so that TLS can begin on it. The channel is over; `closed` does not follow.
+
+        Only while reading is paused. Raises ProtocolError, and changes nothing, when the peer has sent more already:
+        it came unprotected and must not be taken for what comes after; or when it has not taken all that was sent.
+        """
+        assert self._paused and not self._in_received and not self._dead
+        if self._start < self._end:
+            raise ProtocolError("the peer sent more before TLS had begun")
+        if self._queue or self._closing:
+            raise ProtocolError("the peer does not read its answers")
+        self._dead = True
+        self.receiver = _NOBODY
+        self.turn_ended = None
+        return self._socket
+
     def _finish_close(self) -> None:
         if not self._dead and isinstance(self._socket, ssl.SSLSocket):
             try:

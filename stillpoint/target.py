@@ -80,7 +80,7 @@ async def open_target(target: str, *, size: int, force: bool = False) -> Target:
         raise InvalidRequest(f"{target}: an image of {size} bytes cannot be written")
     if not target or "\0" in target:
         raise InvalidRequest(f"{target!r} is not the name of a target")
-    if target.startswith(("nbd://", "nbd+unix://")):
+    if target.startswith(("nbd://", "nbds://", "nbd+unix://", "nbds+unix://")):
         return await DiskTarget.open(await NbdDisk.connect(target), size=size, force=force)
     if "://" in target:
         raise InvalidRequest(f"{target}: is neither a path nor an nbd:// URI")

@@ -22,6 +22,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from .config import TlsConfig
 from .errors import ConfigError, PeerUnavailable, PermissionRefused
 from .security.roles import Identity, identity_in
 
@@ -130,12 +131,12 @@ class Credentials:
             raise ConfigError(f"{where} names no role; issue it with `standbyctl pki issue`")
 
 
-def open_credentials(folder: Path | None) -> Credentials | None:
+def open_credentials(config: TlsConfig | None) -> Credentials | None:
     """The credentials of a node: usable now, or ConfigError. None when it has none, which the log then says."""
-    if folder is None:
+    if config is None:
         logger.warning("no certificates are configured: everything travels in plaintext, on loopback only")
         return None
-    credentials = Credentials(folder)
+    credentials = Credentials(config.directory)
     credentials.check_valid()
     logger.info(
         "certificate in use",
@@ -167,7 +168,7 @@ def _load(folder: Path) -> _Loaded:
         server = _context(folder, authority, ssl.PROTOCOL_TLS_SERVER)
         client = _context(folder, authority, ssl.PROTOCOL_TLS_CLIENT)
     except ssl.SSLError as error:
-        raise ConfigError(f"the certificates in {folder} cannot be used: {_reason(error)}") from None
+        raise ConfigError(f"the certificates in {folder} cannot be used: {tls_reason(error)}") from None
     except OSError as error:
         raise ConfigError(f"{error.filename or folder}: {error.strerror}") from None
     except ValueError as error:
@@ -191,12 +192,12 @@ def _context(folder: Path, authority: bytes, protocol: int) -> ssl.SSLContext:
 
 
 async def server_handshake(
-    sock: socket.socket, credentials: Credentials, *, timeout_s: float = HANDSHAKE_TIMEOUT_S
+    sock: socket.socket, credentials: Credentials, *, timeout_s: float | None = HANDSHAKE_TIMEOUT_S
 ) -> ssl.SSLSocket:
     """The accepted socket as TLS, once the client has shown a certificate of our authority.
 
-    The socket is given up: closed on error. Raises PermissionRefused for a client that shows none or another one,
-    PeerUnavailable when it goes or takes too long.
+    The socket is given up: closed on error. timeout_s: None for no limit. Raises PermissionRefused for a client that
+    shows none or another one, PeerUnavailable when it goes or takes too long.
     """
     return await _handshake(sock, credentials.server_context(), "", timeout_s)
 
@@ -211,7 +212,7 @@ async def client_handshake(
     return await _handshake(sock, credentials.client_context(), host, timeout_s)
 
 
-async def _handshake(sock: socket.socket, context: ssl.SSLContext, host: str, timeout_s: float) -> ssl.SSLSocket:
+async def _handshake(sock: socket.socket, context: ssl.SSLContext, host: str, timeout_s: float | None) -> ssl.SSLSocket:
     try:
         sock.setblocking(False)
         wrapped = context.wrap_socket(
@@ -229,7 +230,7 @@ async def _handshake(sock: socket.socket, context: ssl.SSLContext, host: str, ti
         raise PeerUnavailable(f"no TLS handshake within {timeout_s:g} s") from None
     except ssl.SSLError as error:
         wrapped.close()
-        raise PermissionRefused(f"TLS refused: {_reason(error)}") from None
+        raise PermissionRefused(f"TLS refused: {tls_reason(error)}") from None
     except OSError as error:
         wrapped.close()
         raise PeerUnavailable(f"the connection ended in the TLS handshake: {error.strerror or error}") from None
@@ -259,7 +260,7 @@ async def _until_ready(descriptor: int, *, for_writing: bool) -> None:
         remove(descriptor)
 
 
-def _reason(error: ssl.SSLError) -> str:
+def tls_reason(error: ssl.SSLError) -> str:
     """Why OpenSSL refused, in words: "certificate has expired", "peer did not return a certificate"."""
     if isinstance(error, ssl.SSLCertVerificationError):
         return error.verify_message

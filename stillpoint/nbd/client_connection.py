@@ -10,14 +10,17 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import ssl
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import count
+from pathlib import Path
 from typing import Any, Final
 
 from ..channel import Channel
-from ..errors import PeerUnavailable, ProtocolError, StillpointError
+from ..errors import InvalidRequest, PeerUnavailable, PermissionRefused, ProtocolError, StillpointError
+from ..tls import Credentials, client_handshake, tls_reason
 from . import codec
 from .client_session import ClientSession, ExportDescription, State
 from .constants import CHUNK_ERROR_BIT, CHUNK_FLAG_DONE, REQUEST_MAGIC, Chunk, Command, Errno
@@ -45,7 +48,9 @@ class ClientConnection:
 
     def __init__(self, uri: NbdUri, bytes_in_flight_max: int) -> None:
         self._uri = uri
-        self._session = ClientSession(uri.name)
+        self._session = ClientSession(uri.name, tls=uri.tls)
+        self._credentials = _credentials(uri)
+        self._securing: asyncio.Task[None] | None = None
         self._channel: Channel | None = None
         self._ready: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._gone = asyncio.Event()
@@ -68,8 +73,11 @@ class ClientConnection:
         except OSError as error:
             raise PeerUnavailable(f"{self._uri}: cannot connect: {error.strerror or error}") from error
         finally:
-            if self._description is None and self._channel is not None:
-                self._channel.abort()
+            if self._description is None:
+                if self._securing is not None:
+                    self._securing.cancel()
+                if self._channel is not None:
+                    self._channel.abort()
         assert self._description is not None
         return self._description
 
@@ -142,6 +150,8 @@ class ClientConnection:
         while position < len(data):
             if self._description is None:
                 consumed = self._receive_handshake(data[position:])
+                if self._session.state is State.SECURING:
+                    return position + consumed
             else:
                 consumed, filling = self._receive_reply(data[position:])
                 if filling:
@@ -157,11 +167,29 @@ class ClientConnection:
         if output := self._session.output():
             self._channel.send_owned(output)
             self._channel.flush()
+        if self._session.state is State.SECURING:
+            self._channel.pause_reading()
+            self._securing = asyncio.ensure_future(self._secure(self._channel))
         if self._session.state is State.READY:
             self._description = self._session.description
             if not self._ready.done():
                 self._ready.set_result(None)
         return consumed
+
+    async def _secure(self, plain: Channel) -> None:
+        """The rest of the handshake over TLS. Whatever the server sent before it is an error, not an answer."""
+        assert self._credentials is not None
+        try:
+            secured = await client_handshake(plain.detach(), self._credentials, self._uri.server_name)
+        except StillpointError as error:
+            plain.abort()
+            self.closed(error)
+            return
+        self._channel = Channel(secured, self)
+        self._session.secured()
+        self._channel.send_owned(self._session.output())
+        self._channel.start()
+        self._channel.flush()
 
     def _receive_reply(self, data: memoryview) -> tuple[int, bool]:
         """How many bytes were consumed, and whether data of a read is now being received into its place."""
@@ -274,6 +302,8 @@ class ClientConnection:
                 self._failure = ProtocolError(f"{self._uri}: the server sent {error}")
             elif isinstance(error, StillpointError):
                 self._failure = type(error)(f"{self._uri}: {error}")
+            elif isinstance(error, ssl.SSLError):
+                self._failure = PermissionRefused(f"{self._uri}: the server refused TLS: {tls_reason(error)}")
             else:
                 self._failure = PeerUnavailable(f"{self._uri}: the connection ended" + (f": {error}" if error else ""))
         if not self._ready.done():
@@ -329,6 +359,14 @@ class _Window:
 
     def _fits(self, size: int) -> bool:
         return not self._taken or self._taken + size <= self._limit
+
+
+def _credentials(uri: NbdUri) -> Credentials | None:
+    if not uri.tls:
+        return None
+    if not uri.certificates:
+        raise InvalidRequest(f"{uri}: TLS needs certificates; add ?tls-certificates=FOLDER")
+    return Credentials(Path(uri.certificates))
 
 
 async def _connect(uri: NbdUri) -> socket.socket:

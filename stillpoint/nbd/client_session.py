@@ -53,6 +53,9 @@ class ExportDescription:
 
 class State(Enum):
     GREETING = auto()
+    STARTTLS = auto()
+    SECURING = auto()
+    """The server is ready for TLS; `secured` follows."""
     STRUCTURED_REPLY = auto()
     META_CONTEXT = auto()
     GO = auto()
@@ -60,10 +63,14 @@ class State(Enum):
 
 
 class ClientSession:
-    """Asks for structured replies, the allocation context and one export, in this order, taking no for an answer."""
+    """Asks for structured replies, the allocation context and one export, in this order, taking no for an answer.
 
-    def __init__(self, name: str) -> None:
+    tls: first asks for TLS, and there takes no for an end: nothing is ever negotiated in plaintext instead.
+    """
+
+    def __init__(self, name: str, *, tls: bool = False) -> None:
         self.state = State.GREETING
+        self._tls = tls
         self.description: ExportDescription | None = None
         self._name = name
         self._output = bytearray()
@@ -84,7 +91,7 @@ class ClientSession:
 
         Raises NotFound, PermissionRefused or ProtocolError when there is no way to go on.
         """
-        if self.state is State.READY:
+        if self.state in (State.READY, State.SECURING):
             return 0
         if self.state is State.GREETING:
             return self._receive_greeting(data)
@@ -113,8 +120,18 @@ class ClientSession:
             raise ProtocolError("the server speaks an NBD that is too old")
         flags = HandshakeFlag.FIXED_NEWSTYLE | (greeting.flags & HandshakeFlag.NO_ZEROES)
         self._output += ClientFlags(flags).encode()
-        self._ask(State.STRUCTURED_REPLY, b"")
+        self._ask(State.STARTTLS if self._tls else State.STRUCTURED_REPLY, b"")
         return size
+
+    def secured(self) -> None:
+        """The TLS handshake is complete; what there is to say follows in `output`."""
+        assert self.state is State.SECURING
+        self._ask(State.STRUCTURED_REPLY, b"")
+
+    def _tls_answered(self, reply: OptionReply) -> None:
+        if reply.kind != OptionReplyKind.ACK:
+            raise PermissionRefused("the server offers no TLS")
+        self.state = State.SECURING
 
     def _ask(self, state: State, payload: bytes) -> None:
         self.state = state
@@ -174,9 +191,10 @@ class ClientSession:
         if reply.kind == OptionReplyKind.ERR_UNKNOWN:
             raise NotFound(f"the server has no export named {self._name!r}")
         if reply.kind in (OptionReplyKind.ERR_TLS_REQD, OptionReplyKind.ERR_POLICY):
-            raise PermissionRefused("the server wants TLS or does not let this client in")
+            raise PermissionRefused("the server wants TLS, or a certificate of another role")
 
     _STEPS: Final = {
+        State.STARTTLS: (Option.STARTTLS, _tls_answered),
         State.STRUCTURED_REPLY: (Option.STRUCTURED_REPLY, _structured_answered),
         State.META_CONTEXT: (Option.SET_META_CONTEXT, _contexts_answered),
         State.GO: (Option.GO, _export_answered),

@@ -3,6 +3,8 @@
 Invariants
 - At most `connection_max` connections; one more is closed at once, so that a client is told rather than kept waiting.
 - A handshake ends within `handshake_timeout_s`, or the connection does.
+- With `access`, a client is let in by its certificate, and in plaintext only where `access` says so. Bytes received in
+  plaintext are never read as if they had come by TLS: TLS begins on the raw socket, with nothing buffered.
 - An export is told `closed` once per `opened`, when none of that connection's requests runs any more: after `drop`
   or `stop` returned True its device may be closed.
 """
@@ -13,12 +15,15 @@ import asyncio
 import contextlib
 import logging
 import socket
+import ssl
 from collections.abc import Callable, Collection, Iterable, Mapping
 from concurrent.futures import Executor
 from typing import Final
 
 from ..channel import Channel
-from ..errors import ProtocolError
+from ..errors import PeerUnavailable, PermissionRefused, ProtocolError, StillpointError
+from ..tls import check_listener, peer_identity, server_handshake
+from .access import Access, StartTls
 from .budget import Budget
 from .export import Export
 from .session import ServerSession, State
@@ -42,6 +47,7 @@ class NbdServer:
 
     executor: where reads that must wait run; it outlives the server.
     budget: the bound on payloads and large answers in flight; servers of one process may share one.
+    access: who may open the exports; None: everybody who reaches the port, in plaintext, which must be on loopback.
     """
 
     def __init__(
@@ -52,6 +58,7 @@ class NbdServer:
         budget: Budget | None = None,
         connection_max: int = CONNECTION_MAX,
         handshake_timeout_s: float = HANDSHAKE_TIMEOUT_S,
+        access: Access | None = None,
     ) -> None:
         self._exports = exports
         self._executor = executor
@@ -59,6 +66,7 @@ class NbdServer:
         self.connection_max = connection_max
         self.refused_count = 0  # connections that were refused, or ended for what the client did
         self._handshake_timeout_s = handshake_timeout_s
+        self._access = access
         self._listeners: list[socket.socket] = []
         self._connections: set[_Connection] = set()
 
@@ -71,14 +79,21 @@ class NbdServer:
         return [connection.peer for connection in self._connections if connection.export is export]
 
     def listen(self, listeners: Iterable[socket.socket]) -> None:
-        """Serve these listening sockets, which the server owns from here, until `stop`. Call on the loop."""
+        """Serve these listening sockets, which the server owns from here, until `stop`. Call on the loop.
+
+        Raises ConfigError, and serves none of them, when one would offer plaintext to other machines.
+        """
         loop = asyncio.get_running_loop()
+        listeners = list(listeners)
+        for listener in listeners:
+            check_listener(listener, self._access.credentials if self._access is not None else None, "NBD")
         for listener in listeners:
             listener.setblocking(False)
             self._listeners.append(listener)
             loop.add_reader(listener.fileno(), self._accept, listener)
 
     def _accept(self, listener: socket.socket) -> None:
+        starttls = self._access.starttls(listener) if self._access is not None else StartTls.UNAVAILABLE
         for _ in range(_ACCEPT_TURNS):
             try:
                 sock, _ = listener.accept()
@@ -96,7 +111,7 @@ class NbdServer:
                 )
                 sock.close()
                 continue
-            self.serve(sock)
+            self._serve(sock, starttls)
 
     def _pause_listener(self, listener: socket.socket) -> None:
         loop = asyncio.get_running_loop()
@@ -108,14 +123,14 @@ class NbdServer:
 
         loop.call_later(_ACCEPT_RETRY_S, resume)
 
-    def serve(self, sock: socket.socket) -> None:
-        """Serve one connected socket, which the server owns from here."""
+    def _serve(self, sock: socket.socket, starttls: StartTls) -> None:
         if sock.family != socket.AF_UNIX:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         connection = _Connection(
             sock,
-            ServerSession(self._exports),
+            ServerSession(self._exports, starttls),
+            access=self._access,
             budget=self.budget,
             executor=self._executor,
             refused=self._refused,
@@ -124,10 +139,10 @@ class NbdServer:
         self._connections.add(connection)
         connection.start(self._handshake_timeout_s)
 
-    def _refused(self, connection: _Connection, error: ProtocolError) -> None:
+    def _refused(self, connection: _Connection, error: StillpointError) -> None:
         self.refused_count += 1
         export = connection.export.name if connection.export is not None else ""
-        _log.warning("an NBD connection was closed: %s", error, extra={"peer": connection.peer, "export": export})
+        _log.warning("an NBD connection was refused: %s", error, extra={"peer": connection.peer, "export": export})
 
     async def drop(self, export: Export, *, timeout_s: float = 5.0) -> bool:
         """Close the connections to `export`, which its owner has taken out of the directory.
@@ -173,9 +188,10 @@ class _Connection:
         sock: socket.socket,
         session: ServerSession,
         *,
+        access: Access | None,
         budget: Budget,
         executor: Executor,
-        refused: Callable[[_Connection, ProtocolError], None],
+        refused: Callable[[_Connection, StillpointError], None],
         gone: Callable[[_Connection], None],
     ) -> None:
         self.gone = asyncio.Event()
@@ -184,11 +200,16 @@ class _Connection:
         self._refused = refused
         self._forget = gone
         self._session = session
+        self._access = access
+        self._securing: asyncio.Future[ssl.SSLSocket] | None = None
         self._transmission: Transmission | None = None
         self._budget = budget
         self._executor = executor
-        self._channel = Channel(sock, self, receive_size=_RECEIVE_SIZE, send_limit=_SEND_LIMIT)
+        self._channel = self._over(sock)
         self._timer: asyncio.TimerHandle | None = None
+
+    def _over(self, sock: socket.socket) -> Channel:
+        return Channel(sock, self, receive_size=_RECEIVE_SIZE, send_limit=_SEND_LIMIT)
 
     def start(self, handshake_timeout_s: float) -> None:
         self._timer = asyncio.get_running_loop().call_later(handshake_timeout_s, self._handshake_too_long)
@@ -208,6 +229,10 @@ class _Connection:
             if self._session.state is State.ENDED:
                 self._channel.close()
                 return len(data)
+            if self._session.state is State.STARTING_TLS:
+                self._channel.pause_reading()
+                asyncio.get_running_loop().call_soon(self._begin_tls)
+                return position
             if self._session.state is State.TRANSMISSION:
                 return position + self._begin_transmission().received(data[position:])
         if self._channel.congested:
@@ -218,6 +243,41 @@ class _Connection:
         if output := self._session.output():
             self._channel.send_owned(output)
             self._channel.flush()
+
+    def _begin_tls(self) -> None:
+        if self.gone.is_set() or self._channel.is_closed:
+            return
+        try:
+            sock = self._channel.detach()
+        except ProtocolError as error:
+            self._channel.abort(error)
+            return
+        assert self._access is not None
+        # No limit of its own: `_handshake_too_long` ends it.
+        handshake = server_handshake(sock, self._access.credentials, timeout_s=None)
+        self._securing = asyncio.ensure_future(handshake)
+        self._securing.add_done_callback(lambda done: self._tls_begun(done, sock))
+
+    def _tls_begun(self, done: asyncio.Future[ssl.SSLSocket], plain: socket.socket) -> None:
+        self._securing = None
+        plain.close()  # the TLS socket has taken its descriptor over, unless it never came so far
+        if done.cancelled():
+            self.closed(ProtocolError("the handshake was cut off"))
+            return
+        if (error := done.exception()) is not None:
+            assert isinstance(error, StillpointError)
+            self.closed(error)
+            return
+        secured = done.result()
+        identity = peer_identity(secured)
+        self.peer = f"{identity or 'unknown'} at {self.peer}"
+        assert self._access is not None
+        admitted = identity is not None and identity.role in self._access.roles
+        if not admitted:
+            self._refused(self, PermissionRefused("the client's role may not open what is served here"))
+        self._session.secured(admitted=admitted)
+        self._channel = self._over(secured)
+        self._channel.start()
 
     def _begin_transmission(self) -> Transmission:
         self._cancel_timer()
@@ -237,7 +297,7 @@ class _Connection:
             self._channel.resume_reading()
 
     def closed(self, error: Exception | None) -> None:
-        if isinstance(error, ProtocolError):
+        if isinstance(error, ProtocolError | PermissionRefused | PeerUnavailable):
             self._refused(self, error)
         elif error is not None and not isinstance(error, OSError):
             _log.error("an NBD connection failed: %s", error, exc_info=error, extra={"peer": self.peer})
@@ -262,16 +322,23 @@ class _Connection:
     def stop(self) -> None:
         if self._transmission is not None:
             self._transmission.stop()
+        elif self._securing is not None:
+            self._securing.cancel()
         elif not self.gone.is_set():
             self._channel.close()
 
     def abort(self) -> None:
-        if not self.gone.is_set():
-            self._channel.abort()
+        self._cut_off()
 
     def _handshake_too_long(self) -> None:
         self._timer = None
-        self._channel.abort(ProtocolError("the handshake took too long"))
+        self._cut_off(ProtocolError("the handshake took too long"))
+
+    def _cut_off(self, error: StillpointError | None = None) -> None:
+        if self._securing is not None:
+            self._securing.cancel()
+        elif not self.gone.is_set():
+            self._channel.abort(error)
 
     def _cancel_timer(self) -> None:
         if self._timer is not None:

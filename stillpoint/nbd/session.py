@@ -5,6 +5,7 @@ Invariants
   changes nothing.
 - An export is found by looking its name up in the directory. A name is never a path, and never echoed.
 - After a ProtocolError, or in ENDED, nothing more is read.
+- TLS forgets everything that was agreed before it. Nothing is read between the answer to STARTTLS and the handshake.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from enum import Enum, auto
 from typing import Final
 
 from ..errors import NotFound, ProtocolError
+from .access import StartTls
 from .codec import (
     BadOption,
     BlockSizeInfo,
@@ -44,6 +46,12 @@ _OPTION_COUNT_MAX: Final = 256
 
 class State(Enum):
     CLIENT_FLAGS = auto()
+    TLS_FIRST = auto()
+    """Options, of which none but STARTTLS is any use yet."""
+    STARTING_TLS = auto()
+    """The client was told to begin; `secured` follows."""
+    FORBIDDEN = auto()
+    """Options of a client whose certificate may not open these exports."""
     PLAIN = auto()
     """Options, before structured replies were agreed."""
     STRUCTURED = auto()
@@ -68,8 +76,10 @@ class Agreement:
 class ServerSession:
     """One client's handshake. Send `output` after each `receive`; in state TRANSMISSION see `agreement`."""
 
-    def __init__(self, exports: Mapping[str, Export]) -> None:
+    def __init__(self, exports: Mapping[str, Export], starttls: StartTls = StartTls.UNAVAILABLE) -> None:
         self.state = State.CLIENT_FLAGS
+        self._starttls = starttls
+        self._is_secured = False
         self.agreement: Agreement | None = None
         self._exports = exports
         self._zeroes = True
@@ -112,13 +122,20 @@ class ServerSession:
         if client.flags & ~_HANDSHAKE_FLAGS or not client.flags & HandshakeFlag.FIXED_NEWSTYLE:
             raise ProtocolError(f"client flags {client.flags:#x} are not those of fixed newstyle")
         self._zeroes = not client.flags & HandshakeFlag.NO_ZEROES
-        self.state = State.PLAIN
+        self.state = State.TLS_FIRST if self._starttls is StartTls.REQUIRED else State.PLAIN
         return size
+
+    def secured(self, *, admitted: bool) -> None:
+        """The TLS handshake is complete. admitted: whether the client's certificate may open these exports."""
+        assert self.state is State.STARTING_TLS
+        self._is_secured = True
+        self._contexts_of, self._contexts, self._status = None, (), ()
+        self.state = State.PLAIN if admitted else State.FORBIDDEN
 
     def _handle(self, request: OptionRequest) -> None:
         handler = _OPTIONS[self.state].get(request.code)
         if handler is None:
-            self._reply(request, OptionReplyKind.ERR_UNSUP, b"unknown option")
+            self._reply(request, *_OTHERWISE.get(self.state, _UNKNOWN))
             return
         try:
             handler(self, request)
@@ -131,6 +148,20 @@ class ServerSession:
     def _abort(self, request: OptionRequest) -> None:
         self._reply(request, OptionReplyKind.ACK)
         self.state = State.ENDED
+
+    def _start_tls(self, request: OptionRequest) -> None:
+        _expect_no_payload(request)
+        if self._is_secured:
+            raise BadOption("makes no sense within TLS")
+        if self._starttls is StartTls.UNAVAILABLE:
+            self._reply(request, *_UNKNOWN)
+            return
+        self._reply(request, OptionReplyKind.ACK)
+        self.state = State.STARTING_TLS
+
+    def _export_name_refused(self, request: OptionRequest) -> None:
+        # This option has no error reply.
+        raise ProtocolError("EXPORT_NAME of a client that may not open anything")
 
     def _list(self, request: OptionRequest) -> None:
         _expect_no_payload(request)
@@ -236,9 +267,15 @@ class ServerSession:
 
 _Handler = Callable[[ServerSession, OptionRequest], None]
 
-# STARTTLS has no entry yet, so it is answered UNSUP like any option we do not know. It will be a state of its own
-# before PLAIN, which starts again with nothing agreed.
+_Answer = tuple[OptionReplyKind, bytes]
+_UNKNOWN: Final[_Answer] = (OptionReplyKind.ERR_UNSUP, b"unknown option")
+# What options without an entry are told.
+_OTHERWISE: Final[dict[State, _Answer]] = {
+    State.TLS_FIRST: (OptionReplyKind.ERR_TLS_REQD, b"this server wants TLS first"),
+    State.FORBIDDEN: (OptionReplyKind.ERR_POLICY, b"the role of your certificate may not open these exports"),
+}
 _ALWAYS: Final[dict[int, _Handler]] = {
+    Option.STARTTLS: ServerSession._start_tls,
     Option.EXPORT_NAME: ServerSession._export_name,
     Option.ABORT: ServerSession._abort,
     Option.LIST: ServerSession._list,
@@ -247,6 +284,15 @@ _ALWAYS: Final[dict[int, _Handler]] = {
     Option.STRUCTURED_REPLY: ServerSession._structured_reply,
 }
 _OPTIONS: Final[dict[State, dict[int, _Handler]]] = {
+    State.TLS_FIRST: {
+        Option.STARTTLS: ServerSession._start_tls,
+        Option.ABORT: ServerSession._abort,
+        Option.EXPORT_NAME: ServerSession._export_name_refused,
+    },
+    State.FORBIDDEN: {
+        Option.ABORT: ServerSession._abort,
+        Option.EXPORT_NAME: ServerSession._export_name_refused,
+    },
     State.PLAIN: _ALWAYS
     | {
         Option.LIST_META_CONTEXT: ServerSession._contexts_too_early,
