@@ -9,7 +9,6 @@ import argparse
 import asyncio
 import functools
 import logging
-import os
 import socket
 import sys
 from collections import defaultdict
@@ -207,7 +206,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="standby.export", description="Started by the standby; not by hand.")
     parser.add_argument("--control", type=int, required=True, metavar="FD")
     arguments = parser.parse_args()
-    log.configure("export", level=os.environ.get("STILLPOINT_LOG_LEVEL", "info"))
+    log.configure("export")
     return run_until_stopped("export", lambda stop: serve(arguments.control, stop))
 
 

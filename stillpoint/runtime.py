@@ -15,7 +15,7 @@ import sys
 import time
 from collections.abc import Awaitable, Callable, Iterable, Iterator
 from pathlib import Path
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 import grpc
 import uvloop
@@ -32,7 +32,15 @@ from .wire.v1 import common_pb2
 
 logger = logging.getLogger(__name__)
 
-C = TypeVar("C")
+C = TypeVar("C", bound="NodeConfig")
+
+
+class NodeConfig(Protocol):
+    """What the configuration of every node has."""
+
+    @property
+    def node(self) -> str: ...
+
 
 _STARTED_NS = time.time_ns()
 
@@ -135,16 +143,19 @@ def run_node(
         return 2
     parser = argparse.ArgumentParser(prog=f"stillpoint-{node}", description=description)
     parser.add_argument("--config", type=Path, required=True, metavar="FILE.yaml", help="the node's configuration")
-    parser.add_argument("--log-level", choices=["debug", "info", "warning", "error"], default="info")
-    parser.add_argument("--log-json", action="store_true", help="log one JSON object a line")
+    parser.add_argument("--log-level", choices=log.LEVELS, default="", help=f"default: ${log.LEVEL_VARIABLE}, or info")
+    parser.add_argument(
+        "--log-format", choices=log.FORMATS, default="", help=f"default: ${log.FORMAT_VARIABLE}, or human"
+    )
     parser.add_argument("--version", action="version", version=f"stillpoint {__version__}")
     arguments = parser.parse_args()
-    log.configure(node, level=arguments.log_level, as_json=arguments.log_json)
+    log.configure(node, level=arguments.log_level, form=arguments.log_format)
     try:
         config = load_config(arguments.config, config_class)
     except ConfigError as error:
         print(f"stillpoint-{node}: {error}", file=sys.stderr)
         return 2
+    log.configure(node, node=config.node)
     return run_until_stopped(node, lambda stop: main(config, stop))
 
 

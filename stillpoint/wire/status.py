@@ -87,10 +87,11 @@ def answers(handler: H) -> H:
 
     async def fail(context: Context, error: Exception) -> NoReturn:
         if isinstance(error, errors.StillpointError):
-            if isinstance(error, errors.FencedError | errors.PermissionRefused):
-                logger.warning("call refused: %s", error, extra={"method": handler.__name__, **peer(context)})
+            refused = isinstance(error, errors.FencedError | errors.PermissionRefused)
+            level, what = (logging.WARNING, "refused") if refused else (logging.INFO, "failed")
+            logger.log(level, "call %s: %s", what, error, extra={"method": handler.__name__, **peer(context)})
             await context.abort(code_of(error), str(error)[:_DETAILS_MAX])
-        logger.error("a call failed unexpectedly", exc_info=error, extra={"method": handler.__name__})
+        logger.error("a call failed unexpectedly", exc_info=error, extra={"method": handler.__name__, **peer(context)})
         await context.abort(grpc.StatusCode.INTERNAL, "internal error; see the node's log")
 
     if inspect.isasyncgenfunction(handler):
