@@ -8,8 +8,10 @@ from pathlib import Path
 from stillpoint.config import Address, TlsConfig
 from stillpoint.errors import ConfigError
 
+from .notify import NotifyConfig
 from .repository import S3Config, Secret
 from .retention import RetentionPolicy
+from .schedule import ScheduleConfig
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +65,8 @@ class BackupNodeConfig:
     rate_limit: int = 0
     encryption: EncryptionConfig = field(default_factory=EncryptionConfig)
     retention: RetentionPolicy = field(default_factory=RetentionPolicy)
+    schedules: tuple[ScheduleConfig, ...] = ()
+    notify: NotifyConfig = field(default_factory=NotifyConfig)
     tls: TlsConfig | None = None
 
     def __post_init__(self) -> None:
@@ -71,6 +75,11 @@ class BackupNodeConfig:
 
         if self.rate_limit < 0:
             raise ConfigError(f"rate_limit is {self.rate_limit}; it must be a number of bytes per second, or 0")
+
+        labels = [schedule.label for schedule in self.schedules]
+        for label in labels:
+            if labels.count(label) > 1:
+                raise ConfigError(f"two schedules are named {label}; give one of them another name")
 
     @property
     def repository_location(self) -> str:

@@ -10,6 +10,7 @@ from stillpoint.wire.v1 import backup_pb2, common_pb2
 from .progress import Progress
 from .repository import BackupRecord, CheckReport, CollectionReport
 from .retention import RetentionPolicy
+from .scheduler import ScheduleStatus
 from .streaming import Piece
 
 
@@ -80,4 +81,24 @@ def check_message(report: CheckReport, whole: Sequence[str]) -> backup_pb2.Check
         lost_blobs=report.lost_blobs,
         affected=[backup_pb2.AffectedBackup(id=backup, reason=reason) for backup, reason in report.affected.items()],
         whole=whole,
+    )
+
+
+def schedule_message(status: ScheduleStatus) -> backup_pb2.Schedule:
+    config, state = status.config, status.state
+    return backup_pb2.Schedule(
+        name=config.label,
+        volume=config.volume,
+        when=config.when,
+        full=config.full,
+        paused=state.paused,
+        running=state.running,
+        due_ns=status.due.at_ns if status.due else 0,
+        due_is_retry=status.due.retry if status.due else False,
+        failures=state.failures,
+        started_ns=state.started_ns,
+        finished_ns=state.finished_ns,
+        success_ns=state.success_ns,
+        backup=state.backup,
+        error=state.error,
     )

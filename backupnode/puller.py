@@ -67,6 +67,9 @@ class Puller:
     def running(self) -> int:
         return len(self._running)
 
+    def is_running(self, volume: str) -> bool:
+        return volume in self._running
+
     async def run(self, volume: str, *, snapshot: str = "", full: bool = False, report: Report) -> BackupRecord:
         """Back up the snapshot named, or one taken for this.
 

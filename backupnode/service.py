@@ -14,20 +14,23 @@ from stillpoint.wire.status import Context, answers
 from stillpoint.wire.v1 import backup_pb2, backup_pb2_grpc, common_pb2
 
 from .catalog_calls import CatalogCalls
+from .config import BackupNodeConfig
 from .export import BackupExports
 from .jobs import Jobs
 from .maintenance import Maintenance
 from .messages import backup_message, progress_message
+from .notify import Notifier
 from .progress import Progress, Report
 from .puller import Puller
 from .reading_calls import ReadingCalls
 from .repository import BackupId, BackupRecord, Repository
-from .retention import RetentionPolicy
+from .schedule_calls import ScheduleCalls
+from .scheduler import Scheduler
 
 SERVICE_NAME: Final = "stillpoint.wire.v1.BackupService"
 
 
-class BackupService(CatalogCalls, ReadingCalls, backup_pb2_grpc.BackupServiceServicer):
+class BackupService(CatalogCalls, ReadingCalls, ScheduleCalls, backup_pb2_grpc.BackupServiceServicer):
     """Register with `add_to`; `stop` before the server stops."""
 
     def __init__(
@@ -37,10 +40,8 @@ class BackupService(CatalogCalls, ReadingCalls, backup_pb2_grpc.BackupServiceSer
         exports: BackupExports,
         nbd: NbdServer,
         executor: Executor,
+        config: BackupNodeConfig,
         *,
-        node: str,
-        retention: RetentionPolicy,
-        standby_address: str,
         nbd_address: str,
     ) -> None:
         self._repository = repository
@@ -48,9 +49,17 @@ class BackupService(CatalogCalls, ReadingCalls, backup_pb2_grpc.BackupServiceSer
         self._exports = exports
         self._nbd = nbd
         self._executor = executor
-        self._node = node
-        self._maintenance = Maintenance(repository, retention, self._forget)
-        self._standby_address = standby_address
+        self._node = config.node
+        self._maintenance = Maintenance(repository, config.retention, self._forget)
+        self._scheduler = Scheduler(
+            config.schedules,
+            config.state_dir / "schedules.json",
+            self._back_up,
+            puller.is_running,
+            Notifier(config.notify),
+            node=config.node,
+        )
+        self._standby_address = str(config.standby.grpc)
         self._nbd_address = nbd_address
         self._jobs = Jobs()
 
@@ -60,6 +69,10 @@ class BackupService(CatalogCalls, ReadingCalls, backup_pb2_grpc.BackupServiceSer
     async def maintain(self) -> None:
         """Prune and collect when there is reason to. Until cancelled."""
         await self._maintenance.run()
+
+    async def keep_schedules(self) -> None:
+        """Back up when it is time. Until cancelled; what runs then has cleaned up."""
+        await self._scheduler.run()
 
     async def stop(self) -> None:
         """Cancel the jobs and wait until each has cleaned up after itself."""
@@ -71,11 +84,7 @@ class BackupService(CatalogCalls, ReadingCalls, backup_pb2_grpc.BackupServiceSer
             await context.write(backup_pb2.BackupEvent(progress=progress_message(progress)))
 
         async def job(report: Report) -> BackupRecord:
-            record = await self._puller.run(request.volume, snapshot=request.snapshot, full=request.full, report=report)
-            # Here, so that it is exported also when nobody waits for the answer any more.
-            self._exports.add(record)
-            self._maintenance.ask()
-            return record
+            return await self._back_up(request.volume, snapshot=request.snapshot, full=request.full, report=report)
 
         record = await self._jobs.run(job, send)
         await context.write(backup_pb2.BackupEvent(backup=backup_message(record)))
@@ -92,6 +101,13 @@ class BackupService(CatalogCalls, ReadingCalls, backup_pb2_grpc.BackupServiceSer
             nbd_address=self._nbd_address,
             running=self._puller.running,
         )
+
+    async def _back_up(self, volume: str, *, snapshot: str = "", full: bool, report: Report) -> BackupRecord:
+        record = await self._puller.run(volume, snapshot=snapshot, full=full, report=report)
+        # Here, so that it is exported also when nobody waits for the answer any more.
+        self._exports.add(record)
+        self._maintenance.ask()
+        return record
 
     async def _forget(self, backup: BackupId) -> None:
         await self._repository.delete(backup)

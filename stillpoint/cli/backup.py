@@ -7,6 +7,7 @@ import click
 from ..config import format_size
 from ..wire.v1 import backup_pb2, common_pb2
 from .backup_calls import backup_document, follow, get_backup, list_backups, ratio, run_backup
+from .backup_schedule import schedule
 from .backup_upkeep import check, gc, prune, verify
 from .command import Group, Invocation, asynchronous, confirm, pass_invocation, yes_option
 from .output import Output, format_age, format_rate, format_seconds, iso_time, plural
@@ -24,7 +25,7 @@ def backup() -> None:
     """
 
 
-for command in (verify, check, prune, gc):
+for command in (verify, check, prune, gc, schedule):
     backup.add_command(command)
 
 

@@ -40,16 +40,20 @@ def ratio(data_bytes: int, stored_bytes: int) -> float | None:
 async def run_backup(
     nodes: Nodes, volume: str, *, snapshot: str = "", full: bool = False, bar: ProgressBar
 ) -> backup_pb2.Backup:
-    """Raises ProtocolError when the stream ends without the backup."""
     request = backup_pb2.RunBackupRequest(volume=volume, snapshot=snapshot, full=full)
+    return await follow_backup(nodes, "RunBackup", request, volume, bar)
+
+
+async def follow_backup(nodes: Nodes, method: str, request: Any, what: str, bar: ProgressBar) -> backup_pb2.Backup:
+    """The backup made by a call that reports its progress. Raises ProtocolError when it ends without one."""
     made: backup_pb2.Backup | None = None
-    async for event in nodes.backup.stream("RunBackup", request, backup_pb2.BackupEvent):
+    async for event in nodes.backup.stream(method, request, backup_pb2.BackupEvent):
         if event.HasField("progress"):
             bar.update(event.progress.done_bytes, event.progress.total_bytes)
         if event.HasField("backup"):
             made = event.backup
     if made is None:
-        raise ProtocolError(f"{volume}: the backup node ended without saying what became of the backup")
+        raise ProtocolError(f"{what}: the backup node ended without saying what became of the backup")
     return made
 
 

@@ -228,6 +228,14 @@ def format_age(ns: int, *, now_ns: int | None = None) -> str:
     return f"{seconds // 86400}d"
 
 
+def format_in(ns: int, *, now_ns: int | None = None) -> str:
+    """How long until, as `format_age`; "now" when it is past, "-" for never."""
+    now_ns = time.time_ns() if now_ns is None else now_ns
+    if not ns or ns > now_ns:
+        return format_age(2 * now_ns - ns if ns else 0, now_ns=now_ns)
+    return "now"
+
+
 def format_seconds(seconds: float) -> str:
     """A duration for people: "0.8 ms", "3.2 s", "4 min 10 s"."""
     if seconds < 1:

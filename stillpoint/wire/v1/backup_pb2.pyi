@@ -215,6 +215,58 @@ class ReadBackupRequest(_message.Message):
     id: str
     def __init__(self, id: _Optional[str] = ...) -> None: ...
 
+class Schedule(_message.Message):
+    __slots__ = ("name", "volume", "when", "full", "paused", "running", "due_ns", "due_is_retry", "failures", "started_ns", "finished_ns", "success_ns", "backup", "error")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    VOLUME_FIELD_NUMBER: _ClassVar[int]
+    WHEN_FIELD_NUMBER: _ClassVar[int]
+    FULL_FIELD_NUMBER: _ClassVar[int]
+    PAUSED_FIELD_NUMBER: _ClassVar[int]
+    RUNNING_FIELD_NUMBER: _ClassVar[int]
+    DUE_NS_FIELD_NUMBER: _ClassVar[int]
+    DUE_IS_RETRY_FIELD_NUMBER: _ClassVar[int]
+    FAILURES_FIELD_NUMBER: _ClassVar[int]
+    STARTED_NS_FIELD_NUMBER: _ClassVar[int]
+    FINISHED_NS_FIELD_NUMBER: _ClassVar[int]
+    SUCCESS_NS_FIELD_NUMBER: _ClassVar[int]
+    BACKUP_FIELD_NUMBER: _ClassVar[int]
+    ERROR_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    volume: str
+    when: str
+    full: bool
+    paused: bool
+    running: bool
+    due_ns: int
+    due_is_retry: bool
+    failures: int
+    started_ns: int
+    finished_ns: int
+    success_ns: int
+    backup: str
+    error: str
+    def __init__(self, name: _Optional[str] = ..., volume: _Optional[str] = ..., when: _Optional[str] = ..., full: bool = ..., paused: bool = ..., running: bool = ..., due_ns: _Optional[int] = ..., due_is_retry: bool = ..., failures: _Optional[int] = ..., started_ns: _Optional[int] = ..., finished_ns: _Optional[int] = ..., success_ns: _Optional[int] = ..., backup: _Optional[str] = ..., error: _Optional[str] = ...) -> None: ...
+
+class ScheduleList(_message.Message):
+    __slots__ = ("schedules",)
+    SCHEDULES_FIELD_NUMBER: _ClassVar[int]
+    schedules: _containers.RepeatedCompositeFieldContainer[Schedule]
+    def __init__(self, schedules: _Optional[_Iterable[_Union[Schedule, _Mapping]]] = ...) -> None: ...
+
+class ScheduleName(_message.Message):
+    __slots__ = ("name",)
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    def __init__(self, name: _Optional[str] = ...) -> None: ...
+
+class PauseScheduleRequest(_message.Message):
+    __slots__ = ("name", "paused")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    PAUSED_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    paused: bool
+    def __init__(self, name: _Optional[str] = ..., paused: bool = ...) -> None: ...
+
 class BackupStatus(_message.Message):
     __slots__ = ("info", "repository", "repository_bytes", "backup_count", "standby_address", "nbd_address", "running")
     INFO_FIELD_NUMBER: _ClassVar[int]

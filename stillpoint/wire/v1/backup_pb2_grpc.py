@@ -96,6 +96,21 @@ class BackupServiceStub(object):
                 request_serializer=stillpoint_dot_wire_dot_v1_dot_backup__pb2.ReadBackupRequest.SerializeToString,
                 response_deserializer=stillpoint_dot_wire_dot_v1_dot_common__pb2.Chunk.FromString,
                 _registered_method=True)
+        self.ListSchedules = channel.unary_unary(
+                '/stillpoint.wire.v1.BackupService/ListSchedules',
+                request_serializer=stillpoint_dot_wire_dot_v1_dot_common__pb2.Empty.SerializeToString,
+                response_deserializer=stillpoint_dot_wire_dot_v1_dot_backup__pb2.ScheduleList.FromString,
+                _registered_method=True)
+        self.RunSchedule = channel.unary_stream(
+                '/stillpoint.wire.v1.BackupService/RunSchedule',
+                request_serializer=stillpoint_dot_wire_dot_v1_dot_backup__pb2.ScheduleName.SerializeToString,
+                response_deserializer=stillpoint_dot_wire_dot_v1_dot_backup__pb2.BackupEvent.FromString,
+                _registered_method=True)
+        self.PauseSchedule = channel.unary_unary(
+                '/stillpoint.wire.v1.BackupService/PauseSchedule',
+                request_serializer=stillpoint_dot_wire_dot_v1_dot_backup__pb2.PauseScheduleRequest.SerializeToString,
+                response_deserializer=stillpoint_dot_wire_dot_v1_dot_backup__pb2.Schedule.FromString,
+                _registered_method=True)
         self.GetStatus = channel.unary_unary(
                 '/stillpoint.wire.v1.BackupService/GetStatus',
                 request_serializer=stillpoint_dot_wire_dot_v1_dot_common__pb2.Empty.SerializeToString,
@@ -188,6 +203,25 @@ class BackupServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListSchedules(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RunSchedule(self, request, context):
+        """Runs one out of turn, with its hooks and notifications. The last message carries the backup.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def PauseSchedule(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def GetStatus(self, request, context):
         """Missing associated documentation comment in .proto file."""
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -256,6 +290,21 @@ def add_BackupServiceServicer_to_server(servicer, server):
                     servicer.ReadBackup,
                     request_deserializer=stillpoint_dot_wire_dot_v1_dot_backup__pb2.ReadBackupRequest.FromString,
                     response_serializer=stillpoint_dot_wire_dot_v1_dot_common__pb2.Chunk.SerializeToString,
+            ),
+            'ListSchedules': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListSchedules,
+                    request_deserializer=stillpoint_dot_wire_dot_v1_dot_common__pb2.Empty.FromString,
+                    response_serializer=stillpoint_dot_wire_dot_v1_dot_backup__pb2.ScheduleList.SerializeToString,
+            ),
+            'RunSchedule': grpc.unary_stream_rpc_method_handler(
+                    servicer.RunSchedule,
+                    request_deserializer=stillpoint_dot_wire_dot_v1_dot_backup__pb2.ScheduleName.FromString,
+                    response_serializer=stillpoint_dot_wire_dot_v1_dot_backup__pb2.BackupEvent.SerializeToString,
+            ),
+            'PauseSchedule': grpc.unary_unary_rpc_method_handler(
+                    servicer.PauseSchedule,
+                    request_deserializer=stillpoint_dot_wire_dot_v1_dot_backup__pb2.PauseScheduleRequest.FromString,
+                    response_serializer=stillpoint_dot_wire_dot_v1_dot_backup__pb2.Schedule.SerializeToString,
             ),
             'GetStatus': grpc.unary_unary_rpc_method_handler(
                     servicer.GetStatus,
@@ -588,6 +637,87 @@ class BackupService(object):
             '/stillpoint.wire.v1.BackupService/ReadBackup',
             stillpoint_dot_wire_dot_v1_dot_backup__pb2.ReadBackupRequest.SerializeToString,
             stillpoint_dot_wire_dot_v1_dot_common__pb2.Chunk.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListSchedules(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/stillpoint.wire.v1.BackupService/ListSchedules',
+            stillpoint_dot_wire_dot_v1_dot_common__pb2.Empty.SerializeToString,
+            stillpoint_dot_wire_dot_v1_dot_backup__pb2.ScheduleList.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RunSchedule(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/stillpoint.wire.v1.BackupService/RunSchedule',
+            stillpoint_dot_wire_dot_v1_dot_backup__pb2.ScheduleName.SerializeToString,
+            stillpoint_dot_wire_dot_v1_dot_backup__pb2.BackupEvent.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PauseSchedule(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/stillpoint.wire.v1.BackupService/PauseSchedule',
+            stillpoint_dot_wire_dot_v1_dot_backup__pb2.PauseScheduleRequest.SerializeToString,
+            stillpoint_dot_wire_dot_v1_dot_backup__pb2.Schedule.FromString,
             options,
             channel_credentials,
             insecure,

@@ -34,6 +34,7 @@ def test_the_commands_are_those_that_scripts_rely_on() -> None:
         *("store create", "store list", "store extend", "store delete"),
         *("backup run", "backup list", "backup show", "backup verify", "backup restore", "backup delete"),
         *("backup protect", "backup unprotect", "backup check", "backup prune", "backup gc"),
+        *("backup schedule list", "backup schedule run", "backup schedule pause", "backup schedule resume"),
     }
 
 
