@@ -74,8 +74,9 @@ class MirrorReceiver:
             self._acknowledge()
         if self._flush_wanted > self.flushed_sequence and self._flushing is None:
             self._flushing = self._start(self._flush())
-        if self._engine.staged_bytes and self._stage_timer is None:
-            self._stage_timer = self._loop.call_later(_STAGE_S, self._stage_is_old)
+        if self._engine.is_worth_commit and self._committing is None and self._flushing is None:
+            self._committing = self._start(self._commit())
+        self._watch_stage()
         return consumed
 
     def _frame(
@@ -191,6 +192,11 @@ class MirrorReceiver:
                     self._acknowledge()
         finally:
             self._flushing = None
+            self._watch_stage()
+
+    def _watch_stage(self) -> None:
+        if self._engine.staged_bytes and self._stage_timer is None and not self._ended:
+            self._stage_timer = self._loop.call_later(_STAGE_S, self._stage_is_old)
 
     def _stage_is_old(self) -> None:
         self._stage_timer = None
@@ -210,6 +216,7 @@ class MirrorReceiver:
                     break
         finally:
             self._committing = None
+            self._watch_stage()  # its timer may have come and gone while older changes were committed
             if not self._ended:
                 self._link.resume_reading()
 

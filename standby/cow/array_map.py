@@ -9,13 +9,13 @@ Invariants:
 from __future__ import annotations
 
 import struct
-import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
 import numpy as np
 
+from stillpoint.checksum import crc32
 from stillpoint.errors import DataCorrupt
 
 from .association import PIECE_ENTRIES, Addresses
@@ -119,4 +119,4 @@ class ArrayMap:
 
 
 def _header_crc(view: memoryview) -> int:
-    return zlib.crc32(view[_CRC_OFFSET + 4 : _HEADER.size], zlib.crc32(view[:_CRC_OFFSET]))
+    return crc32(view[_CRC_OFFSET + 4 : _HEADER.size], crc32(view[:_CRC_OFFSET]))

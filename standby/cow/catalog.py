@@ -20,12 +20,12 @@ import json
 import os
 import struct
 import threading
-import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, TypeAlias
 
+from stillpoint.checksum import crc32
 from stillpoint.devices import linux
 from stillpoint.document import fsync_folder
 from stillpoint.errors import DataCorrupt, DeviceError
@@ -241,7 +241,7 @@ def encode_record(event: Event, fields: Fields, *, sequence: int) -> bytes:
     body = json.dumps(fields, sort_keys=True, separators=(",", ":")).encode()
     assert len(body) <= _RECORD_MAX - HEADER.size or event is Event.GENERATION
     length = HEADER.size + len(body)
-    crc = zlib.crc32(body, zlib.crc32(HEADER.pack(MAGIC, VERSION, event, length, 0, sequence)))
+    crc = crc32(body, crc32(HEADER.pack(MAGIC, VERSION, event, length, 0, sequence)))
     return HEADER.pack(MAGIC, VERSION, event, length, crc, sequence) + body
 
 
@@ -255,7 +255,7 @@ def read_records(data: bytes) -> Iterator[tuple[int, Event, Fields]]:
         if not HEADER.size <= length <= len(data) - position:
             return
         body = data[position + HEADER.size : position + length]
-        if crc != zlib.crc32(body, zlib.crc32(HEADER.pack(magic, version, kind, length, 0, number))):
+        if crc != crc32(body, crc32(HEADER.pack(magic, version, kind, length, 0, number))):
             return
         position += length
         sequence += 1

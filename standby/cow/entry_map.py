@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import struct
 import threading
-import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import ClassVar, Final, NamedTuple, Self
@@ -17,6 +16,7 @@ from typing import ClassVar, Final, NamedTuple, Self
 import numpy as np
 import numpy.typing as npt
 
+from stillpoint.checksum import crc32
 from stillpoint.errors import DataCorrupt
 
 from .association import NOT_PRESERVED, PIECE_ENTRIES, Addresses
@@ -178,4 +178,4 @@ def rounded_to_table(entries: int) -> int:
 
 
 def _header_crc(view: memoryview) -> int:
-    return zlib.crc32(view[:_CRC_OFFSET])
+    return crc32(view[:_CRC_OFFSET])

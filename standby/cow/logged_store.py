@@ -23,7 +23,6 @@ from __future__ import annotations
 
 import errno
 import secrets
-import zlib
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -33,6 +32,7 @@ from uuid import UUID, uuid4
 import numpy as np
 import numpy.typing as npt
 
+from stillpoint.checksum import crc32
 from stillpoint.devices import BlockDevice
 from stillpoint.errors import DataCorrupt, DeviceError, Refused, StoreFull
 
@@ -209,7 +209,7 @@ class LoggedStore(PreservationStore):
         records["new_birth"] = images.new_birth
         size = images.block_size
         records["crc"] = [
-            0 if zero[start] else zlib.crc32(images.data[start * size : end * size])
+            0 if zero[start] else crc32(images.data[start * size : end * size])
             for start, end in zip(starts.tolist(), ends.tolist(), strict=True)
         ]
         self._append(BatchType.PRESERVE, images.volume, size, records)
@@ -290,7 +290,7 @@ class LoggedStore(PreservationStore):
             offset = int(record["address"]) * UNIT_SIZE
             if offset + length > self.device.size:
                 return False
-            if zlib.crc32(_read(self.device, offset, length)) != int(record["crc"]):
+            if crc32(_read(self.device, offset, length)) != int(record["crc"]):
                 return False
         return True
 

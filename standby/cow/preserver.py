@@ -69,9 +69,12 @@ def carry_out(volume: Volume, stage: Stage, targets: Targets) -> Failure | None:
 
     Raises DeviceError when the mirror refuses a change; the mirror is then not to be trusted.
     """
-    failure = preserve(volume, stage.blocks(volume.shift), targets, new_birth=stage.epoch)
+    blocks = stage.blocks(volume.shift)
+    failure = preserve(volume, blocks, targets, new_birth=stage.epoch)
     if failure is None:
-        apply(volume, stage)
+        volume.births.array[blocks] = stage.epoch
+        for change in stage.changes:
+            change.apply(volume.mirror)
     return failure
 
 
@@ -89,19 +92,6 @@ def preserve(volume: Volume, blocks: Blocks, targets: Targets, *, new_birth: int
             if failure is not None:
                 return failure
     return None
-
-
-def apply(volume: Volume, stage: Stage) -> None:
-    births = volume.births
-    shift = volume.shift
-    for change in stage.changes:
-        first = change.offset >> shift
-        last = (change.offset + change.length - 1) >> shift
-        if first == last:
-            births.scalars[first] = stage.epoch
-        else:
-            births.array[first : last + 1] = stage.epoch
-        change.apply(volume.mirror)
 
 
 def _preserve_in(
@@ -128,19 +118,6 @@ def _preserve_in(
     return failure
 
 
-def _publish(volume: Volume, kept: list[_Kept], *, to: int, new_birth: int) -> Failure | None:
-    """Entry first, birth second: a reader that sees the new birth must find the entry."""
-    records = volume.maps[to]
-    for piece in kept:
-        try:
-            records.put_many(piece.blocks, piece.addresses, piece.born)
-        except OSError as error:
-            # The records are in the log, so their slots stay taken: after a restart they are entries again.
-            return Failure(Trouble.MAP_FULL, f"no space for the association map: {error.strerror}")
-        volume.births.array[piece.blocks] = new_birth
-    return None
-
-
 def _pre_images(volume: Volume, blocks: Blocks, *, to: int, new_birth: int) -> Iterator[PreImages]:
     """The blocks as the mirror holds them, in pieces that share one buffer."""
     size = volume.block_size
@@ -151,6 +128,20 @@ def _pre_images(volume: Volume, blocks: Blocks, *, to: int, new_birth: int) -> I
         data = buffer[: len(piece) * size]
         read_blocks(volume.mirror, piece, data, size)
         yield PreImages(volume.incarnation, size, piece, volume.births.array[piece], to, new_birth, data)
+
+
+def _publish(volume: Volume, kept: list[_Kept], *, to: int, new_birth: int) -> Failure | None:
+    """Entry first, birth second: a reader that sees the new birth must find the entry."""
+    kept.sort(key=lambda piece: int(piece.blocks[0]))
+    blocks = np.concatenate([piece.blocks for piece in kept])
+    addresses = np.concatenate([piece.addresses for piece in kept])
+    try:
+        volume.maps[to].put_many(blocks, addresses, np.concatenate([piece.born for piece in kept]))
+    except OSError as error:
+        # The records are in the log, so their slots stay taken: after a restart they are entries again.
+        return Failure(Trouble.MAP_FULL, f"no space for the association map: {error.strerror}")
+    volume.births.array[blocks] = new_birth
+    return None
 
 
 def read_blocks(device: BlockDevice, blocks: Blocks, data: memoryview, block_size: int) -> None:

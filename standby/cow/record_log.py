@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import enum
 import struct
-import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Final, TypeAlias
@@ -21,6 +20,8 @@ from uuid import UUID
 
 import numpy as np
 import numpy.typing as npt
+
+from stillpoint.checksum import crc32
 
 SUPERBLOCK_MAGIC: Final = b"SPSTORE1"
 BATCH_MAGIC: Final = 0x424C5053  # "SPLB" in the file
@@ -101,7 +102,7 @@ def encode_superblock(block: Superblock) -> bytes:
     more = (block.active_half, 0, block.first_batch, block.number)
     buffer = bytearray(SUPERBLOCK_SIZE)
     _SUPERBLOCK.pack_into(buffer, 0, SUPERBLOCK_MAGIC, VERSION, 0, *fields, *more)
-    _CRC.pack_into(buffer, _SUPERBLOCK_CRC_OFFSET, zlib.crc32(buffer))
+    _CRC.pack_into(buffer, _SUPERBLOCK_CRC_OFFSET, crc32(buffer))
     return bytes(buffer)
 
 
@@ -130,7 +131,7 @@ def encode_batch(batch: Batch, *, superblock_sequence: int) -> bytes:
         batch.block_size,
         len(batch.records),
     )
-    crc = zlib.crc32(body, zlib.crc32(header))
+    crc = crc32(body, crc32(header))
     return header[:_BATCH_CRC_OFFSET] + _CRC.pack(crc) + header[_BATCH_CRC_OFFSET + 4 :] + body
 
 
@@ -196,4 +197,4 @@ def expand(records: Records) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int6
 
 def _crc_without(data: bytes, offset: int) -> int:
     """CRC32 with the four bytes at `offset` taken as zeroes."""
-    return zlib.crc32(data[offset + 4 :], zlib.crc32(bytes(4), zlib.crc32(data[:offset])))
+    return crc32(data[offset + 4 :], crc32(bytes(4), crc32(data[:offset])))

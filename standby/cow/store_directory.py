@@ -12,13 +12,13 @@ import json
 import logging
 import os
 import threading
-import zlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Final, Protocol
 from uuid import UUID, uuid4
 
+from stillpoint.checksum import crc32
 from stillpoint.devices import BlockDevice, FileDevice, MemoryDevice, open_device
 from stillpoint.document import fsync_folder
 from stillpoint.errors import (
@@ -365,4 +365,4 @@ def encode_definitions(next_number: int, definitions: Iterable[StoreDefinition])
 
 
 def _crc(content: dict[str, Any]) -> int:
-    return zlib.crc32(json.dumps(content, sort_keys=True, separators=(",", ":")).encode())
+    return crc32(json.dumps(content, sort_keys=True, separators=(",", ":")).encode())

@@ -71,6 +71,7 @@ class Volume:
     store_newest: dict[str, int] = field(default_factory=dict)  # by name: the newest generation that ever used it
     preserved_size: int = 0  # bytes in stores for the snapshots of this volume
     _counting: threading.Lock = field(default_factory=threading.Lock)
+    _targets: tuple[tuple[int, ...], int, Targets] | None = None
 
     @property
     def shift(self) -> int:
@@ -91,6 +92,12 @@ class Volume:
 
     def targets(self, *, before: int) -> Targets:
         """For changes of generation `before`: the live snapshots older than it."""
+        # Asked for every change that preserves at once. `live` is replaced, never changed, so its identity tells.
+        if self._targets is None or self._targets[0] is not self.live or self._targets[1] != before:
+            self._targets = (self.live, before, self._find_targets(before))
+        return self._targets[2]
+
+    def _find_targets(self, before: int) -> Targets:
         older = [generation for generation in self.live if generation < before]
         if not older:
             return Targets(NO_GENERATION, None, NO_GENERATION, None)

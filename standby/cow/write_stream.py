@@ -35,6 +35,7 @@ from .volume import Volume
 logger = logging.getLogger(__name__)
 
 STAGE_SIZE_MAX: Final = 16 << 20
+_COMMIT_SHARE: Final = 16  # of the bound: a MiB of changes of 4 KiB is 16 MiB of blocks to preserve for one flush
 _NOTHING_PASSES: Final = 1 << 40  # as newest snapshot: newer than any birth, so every write takes the careful way
 _AT_ONCE_MAX: Final = 4 << 20  # bytes preserved in one turn of the loop; more is staged and done in a thread
 
@@ -100,6 +101,9 @@ class WriteStream:
                     self._births[first] = self._current
                 self._mirror.write(offset, (payload,))
                 return
+            if (marked or born <= self._staged_to) and self._failed is None:
+                self._stage(Change(offset, len(payload), bytes(payload), False, False), first, first)
+                return
         self._change(Change(offset, len(payload), payload, is_trim=False, may_trim=False))
 
     def trim(self, offset: int, length: int) -> None:
@@ -121,6 +125,8 @@ class WriteStream:
             self._volume.births.array[first : last + 1] = self._current
             change.apply(self._mirror)
             return
+        if change.data is not None:
+            change = change._replace(data=bytes(change.data))
         self._stage(change, first, last)
 
     def _preserve_at_once(self, first: int, last: int) -> bool:
@@ -156,10 +162,10 @@ class WriteStream:
         return True
 
     def _stage(self, change: Change, first: int, last: int) -> None:
+        """Let the change, whose data is a copy of ours, wait for a commit."""
         if not self.staged_bytes and self._on_staged is not None:
             self._on_staged()
-        data = bytes(change.data) if change.data is not None else None
-        self._open.add(change._replace(data=data))
+        self._open.add(change)
         self._marks.set(first, last, self._open.mark)
 
     @property
@@ -171,6 +177,11 @@ class WriteStream:
     def wants_commit(self) -> bool:
         """The bound of staged memory is reached: take nothing more before `await commit()`."""
         return self.staged_bytes >= self._stage_size_max
+
+    @property
+    def is_worth_commit(self) -> bool:
+        """Enough waits that a commit begun now, while more is taken, is as cheap for a change as a later one."""
+        return self._open.size >= self._stage_size_max // _COMMIT_SHARE
 
     async def commit(self) -> None:
         """Preserve and apply everything staged before this call. The mirror is not flushed. Raises DeviceError."""
@@ -346,6 +357,8 @@ class WriteStream:
         self._mark_bytes = self._marks.scalars
         self._current = volume.current
         self._newest = _NOTHING_PASSES if self._failed else volume.live[-1] if volume.live else NO_GENERATION
+        # A block born up to here is sure to be staged. After a deletion that is still to come here it may be too many.
+        self._staged_to = volume.targets(before=volume.current).durable_to
 
     def _check_usable(self) -> None:
         if self._failed is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
 from pathlib import Path
 from uuid import uuid4
@@ -337,6 +338,29 @@ def test_memory_for_staged_changes_has_a_bound(tmp_path: Path) -> None:
         assert calls == [1]
         await rig.engine.commit()
         assert rig.engine.staged_bytes == 0
+        await rig.close()
+
+    run(main)
+
+
+def test_a_commit_is_worth_it_long_before_the_bound_and_more_is_staged_meanwhile(tmp_path: Path) -> None:
+    async def main() -> None:
+        rig = Rig(tmp_path, stage_size_max=1 * MIB)
+        await rig.snapshot("s")
+        assert not rig.engine.is_worth_commit
+        while not rig.engine.is_worth_commit:
+            rig.engine.write(rig.engine.staged_bytes // KIB * KIB, memoryview(b"early" * 200))
+        assert rig.engine.staged_bytes < MIB // 8
+        commit = asyncio.get_running_loop().create_task(rig.engine.commit())
+        while not rig.engine.staged()[1:]:
+            await asyncio.sleep(0)
+            rig.engine.write(0, memoryview(b"later"))
+        assert not rig.engine.is_worth_commit  # what is being committed does not call for another commit
+        await commit
+        assert rig.engine.staged_bytes > 0
+        await rig.engine.commit()
+        assert rig.engine.read(0, 10) == rig.mirror_path.read_bytes()[:10] == b"laterearly"
+        assert rig.image("s") == bytes(rig.size)
         await rig.close()
 
     run(main)
