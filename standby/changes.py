@@ -12,6 +12,8 @@ from typing import Any, Final
 
 import numpy as np
 
+from stillpoint.devices import OverlayDevice
+
 from .cow import VirtualDevice
 
 _WINDOW_BLOCKS: Final = 1 << 18
@@ -47,9 +49,21 @@ def instants(description: Mapping[str, Any]) -> dict[str, Instant]:
 class Changes:
     """What changed in a snapshot since `base`."""
 
-    def __init__(self, device: VirtualDevice, base: Instant | None, *, incarnation: str, block_size: int) -> None:
-        """base: None for an instant that nobody remembers. incarnation: of the snapshot's volume, now."""
+    def __init__(
+        self,
+        device: VirtualDevice,
+        base: Instant | None,
+        *,
+        incarnation: str,
+        block_size: int,
+        overlay: OverlayDevice | None = None,
+    ) -> None:
+        """base: None for an instant that nobody remembers. incarnation: of the snapshot's volume, now.
+
+        overlay: what was written to it counts too.
+        """
         self._device = device
+        self._overlay = overlay
         self._block_size = block_size
         self._base = base.generation if base is not None else 0
         self.known = base is not None and base.incarnation == incarnation and base.generation <= device.generation
@@ -68,6 +82,8 @@ class Changes:
             count = min(_WINDOW_BLOCKS, -(-end // size) - first)
             newer = np.zeros(count + 2, dtype=np.bool_)
             newer[1:-1] = self._device.births_as_of(first, count) > self._base
+            if self._overlay is not None:
+                newer[1:-1] |= self._overlay.written(first, count) != 0
             borders = (np.flatnonzero(newer[1:] != newer[:-1]) + first) * size
             yield [(max(start, offset), min(stop, end)) for start, stop in borders.reshape(-1, 2).tolist()]
 

@@ -92,7 +92,11 @@ class ExportNode:
         return {"grpc_port": self._grpc.address.port, "nbd_port": nbd_port}
 
     async def update(self, volume: str, description: dict[str, Any] | None) -> None:
-        """Serve what the description says, and nothing else of that volume."""
+        """Serve what the description says, and nothing else of that volume.
+
+        A snapshot that is no more is not to be found any more, and whoever has it open gets errors for an answer; with
+        a whole volume connections end too. Raises, at the end, what opening one of the snapshots raised.
+        """
         self._instants[volume] = instants(description) if description is not None else {}
         wanted = {
             f"{volume}@{snapshot['name']}": snapshot
@@ -103,25 +107,40 @@ class ExportNode:
             if exported.description["volume"] == volume and (
                 name not in wanted or wanted[name]["uuid"] != exported.uuid
             ):
-                await self._withdraw(name)
+                if description is None:
+                    await self._withdraw(name)
+                else:
+                    self._take_off(name).close()
+        failure: StillpointError | None = None
         for name, snapshot in wanted.items():
             if name not in self.exported:
                 assert description is not None
-                exported = Exported(
-                    description, snapshot, self.executor, instants=functools.partial(self._instants_of, volume)
-                )
+                try:
+                    exported = Exported(
+                        description, snapshot, self.executor, instants=functools.partial(self._instants_of, volume)
+                    )
+                except StillpointError as error:
+                    failure = error
+                    continue
                 self.exported[name] = exported
                 self._directory[name] = exported.nbd
+        if failure is not None:
+            raise failure
 
     def _instants_of(self, volume: str) -> dict[str, Instant]:
         return self._instants.get(volume, {})
 
     async def _withdraw(self, name: str) -> None:
+        exported = self._take_off(name)
+        await self.nbd.drop(exported.nbd)
+        exported.close()
+
+    def _take_off(self, name: str) -> Exported:
+        """Let nobody find it any more."""
         exported = self.exported.pop(name)
         del self._directory[name]
-        await self.nbd.drop(exported.nbd)
         self._past[exported.description["volume"]].add(exported.nbd.traffic)
-        exported.close()
+        return exported
 
     def readers(self, name: str) -> list[str]:
         """Who has the snapshot open: one entry for each NBD connection and each gRPC stream."""

@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING
 
 import grpc
 
-from stillpoint.errors import InvalidRequest
+from stillpoint.checksum import crc32
+from stillpoint.devices import BlockDevice, OverlayDevice
+from stillpoint.errors import DataCorrupt, InvalidRequest, PermissionRefused
 from stillpoint.extents import Extent, check_range, split
 from stillpoint.runtime import node_info
 from stillpoint.wire import chunks, streams
@@ -38,33 +40,58 @@ class ExportService(export_pb2_grpc.ExportServiceServicer):
     @answers
     async def ReadSnapshot(self, request: export_pb2.ReadSnapshotRequest, context: Context) -> AsyncIterator[bytes]:
         exported = self._node.find(request.volume, request.snapshot)
-        size = exported.device.size
+        device: BlockDevice = exported.device
+        if request.with_writes and exported.overlay is not None:
+            device = exported.overlay
+        size = device.size
         check_range(offset=request.offset, length=request.length, size=size)
         message_size = request.message_size or chunks.MESSAGE_SIZE
         if not 4096 <= message_size <= chunks.MESSAGE_SIZE:
             raise InvalidRequest(f"message_size must be from 4096 to {chunks.MESSAGE_SIZE} bytes, not {message_size}")
         with exported.streaming(context.peer()):
             wanted = Extent(request.offset, request.length or size - request.offset)
-            async for message in self._read(exported, wanted, message_size):
+            async for message in self._read(device, wanted, message_size):
                 yield message
 
-    async def _read(self, exported: Exported, wanted: Extent, message_size: int) -> AsyncIterator[bytes]:
+    async def _read(self, device: BlockDevice, wanted: Extent, message_size: int) -> AsyncIterator[bytes]:
         scratch = memoryview(bytearray(message_size))  # one for all messages: encoding copies it out
         for ahead in split(wanted, limit=_LOOK_AHEAD):
-            for mapped in exported.device.extents(ahead.offset, ahead.length):
+            for mapped in device.extents(ahead.offset, ahead.length):
                 if mapped.hole:
                     yield chunks.encode_hole(mapped.offset, mapped.length)
                     continue
                 for piece in split(Extent(mapped.offset, mapped.length), limit=message_size):
                     data = scratch[: piece.length]
-                    await self._fill(exported, piece.offset, data)
+                    await self._fill(device, piece.offset, data)
                     self._node.read_bytes += piece.length
                     yield chunks.encode_data(piece.offset, data)
 
-    async def _fill(self, exported: Exported, offset: int, data: memoryview) -> None:
-        if not exported.device.try_read_into(offset, data):
+    async def _fill(self, device: BlockDevice, offset: int, data: memoryview) -> None:
+        if not device.try_read_into(offset, data):
             loop = asyncio.get_running_loop()
-            await loop.run_in_executor(exported.executor, exported.device.read_into, offset, data)
+            await loop.run_in_executor(self._node.executor, device.read_into, offset, data)
+
+    @answers
+    async def WriteSnapshot(
+        self, parts: AsyncIterator[export_pb2.WriteSnapshotPart], context: Context
+    ) -> export_pb2.WriteSnapshotResponse:
+        first = await anext(parts, None)
+        if first is None:
+            raise InvalidRequest("a write names its snapshot in the first part")
+        exported = self._node.find(first.volume, first.snapshot)
+        overlay = exported.overlay
+        if overlay is None:
+            raise PermissionRefused(
+                f"snapshot {first.volume}@{first.snapshot} is read-only;"
+                f" `snapshot export {first.volume}@{first.snapshot} --writable` makes it writable"
+            )
+        loop = asyncio.get_running_loop()
+        with exported.streaming(context.peer()):
+            written = await loop.run_in_executor(self._node.executor, _write, overlay, first.chunk)
+            async for part in parts:
+                written += await loop.run_in_executor(self._node.executor, _write, overlay, part.chunk)
+            await loop.run_in_executor(self._node.executor, overlay.flush)
+        return export_pb2.WriteSnapshotResponse(written_bytes=written)
 
     @answers
     async def ChangedExtents(
@@ -122,3 +149,16 @@ class ExportService(export_pb2_grpc.ExportServiceServicer):
             streams=self._node.streams,
             read_bytes=self._node.read_bytes,
         )
+
+
+def _write(overlay: OverlayDevice, chunk: common_pb2.Chunk) -> int:
+    """The bytes written. Raises DataCorrupt, InvalidRequest, OutOfRange, DeviceError, SnapshotInvalid."""
+    if chunk.data and chunk.hole_length:
+        raise InvalidRequest("a chunk is a hole and has data")
+    if crc32(chunk.data) != chunk.crc32:
+        raise DataCorrupt(f"the data received for offset {chunk.offset} does not match its checksum")
+    if chunk.hole_length:
+        overlay.write_zeroes(chunk.offset, chunk.hole_length)
+        return chunk.hole_length
+    overlay.write(chunk.offset, (chunk.data,))
+    return len(chunk.data)

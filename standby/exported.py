@@ -20,7 +20,7 @@ class SnapshotExport(DeviceExport):
     """A snapshot over NBD. Implements `stillpoint.nbd.contexts.ChangeSource` too."""
 
     def __init__(self, name: str, exported: Exported, executor: Executor) -> None:
-        super().__init__(name, exported.device, executor, read_only=True)
+        super().__init__(name, exported.overlay or exported.device, executor)
         self._exported = exported
 
     def bases(self) -> Sequence[str]:
@@ -29,15 +29,23 @@ class SnapshotExport(DeviceExport):
     def changed_since(self, base: str, /) -> ChangedFunction:
         if base not in self._exported.bases():
             raise NotFound(f"{self.name}: {base!r} is no earlier instant of the volume")
-        return self._exported.changes(self._exported.instant(base)).parts
+        return self._exported.changes(self._exported.instant(base), with_writes=True).parts
+
+    def opened(self) -> None:
+        super().opened()
+        self._exported.enter()
+
+    def closed(self) -> None:
+        super().closed()
+        self._exported.leave()
 
 
-class WritableExport(DeviceExport):
-    """A writable snapshot over NBD. It has no dirty bitmaps: they would not tell what was written to it."""
+class WritableExport(SnapshotExport):
+    """A writable snapshot over NBD. In its dirty bitmaps counts what was written to it, too."""
 
-    def __init__(self, name: str, device: OverlayDevice, executor: Executor) -> None:
-        super().__init__(name, device, executor)
-        self._overlay = device
+    def __init__(self, name: str, exported: Exported, overlay: OverlayDevice, executor: Executor) -> None:
+        super().__init__(name, exported, executor)
+        self._overlay = overlay
 
     def write(self, offset: int, payload: memoryview, owned: bool, fua: bool, replier: Replier, cookie: int, /) -> None:
         # The first write of a block may read from a disk, so none is made on the loop.
@@ -45,10 +53,12 @@ class WritableExport(DeviceExport):
         self._in_thread(lambda: self._overlay.write(offset, (kept,)), fua, replier, cookie)
 
     def closed(self) -> None:
-        super().closed()
-        if not self.connection_count:
-            # What a client did not flush is lost if this process dies; nobody flushes it any more.
-            run_in_thread(self._executor, self._overlay.flush, _ignore)
+        if self.connection_count > 1:
+            super().closed()
+            return
+        # What a client did not flush is lost if this process dies, and nobody flushes it any more. An error is not
+        # forgotten: the device fails the next flush too.
+        run_in_thread(self._executor, self._overlay.flush, lambda _: super(WritableExport, self).closed())
 
 
 class Exported:
@@ -73,17 +83,24 @@ class Exported:
         self.nbd: DeviceExport = (
             SnapshotExport(name, self, executor)
             if self.overlay is None
-            else WritableExport(name, self.overlay, executor)
+            else WritableExport(name, self, self.overlay, executor)
         )
         self._instants = instants
         self._streams: list[str] = []
-        self._closing = False
+        self._user_count = 0  # streams and NBD connections
+        self._is_closing = False
 
     def _open_overlay(self, path: str) -> OverlayDevice:
         try:
             storage = FileDevice(path)
             try:
-                return OverlayDevice(self.device, storage, base_uuid=self.uuid, block_size=self.block_size)
+                return OverlayDevice(
+                    self.device,
+                    storage,
+                    base_uuid=self.uuid,
+                    block_size=self.block_size,
+                    check_base=self.device.check,
+                )
             except BaseException:
                 storage.close()
                 raise
@@ -117,34 +134,40 @@ class Exported:
     def instant(self, name: str) -> Instant | None:
         return self._instants().get(name)
 
-    def changes(self, base: Instant | None) -> Changes:
-        return Changes(self.device, base, incarnation=self.incarnation, block_size=self.block_size)
+    def changes(self, base: Instant | None, *, with_writes: bool = False) -> Changes:
+        """with_writes: what was written to the virtual device counts, not only what was written to the volume."""
+        overlay = self.overlay if with_writes else None
+        return Changes(self.device, base, incarnation=self.incarnation, block_size=self.block_size, overlay=overlay)
 
     @property
     def streams(self) -> Sequence[str]:
-        """Who reads it over gRPC, one entry for each stream."""
+        """Who reads or writes it over gRPC, one entry for each stream."""
         return self._streams
 
     @contextmanager
     def streaming(self, peer: str) -> Iterator[None]:
         """While it lasts, `peer` counts as a reader."""
         self._streams.append(peer)
+        self.enter()
         try:
             yield
         finally:
             self._streams.remove(peer)
-            if self._closing and not self._streams:
-                self._close()
+            self.leave()
+
+    def enter(self) -> None:
+        self._user_count += 1
+
+    def leave(self) -> None:
+        self._user_count -= 1
+        if self._is_closing and not self._user_count:
+            self._close()
 
     def close(self) -> None:
-        """When its NBD clients are gone. Streams that still run fail at their next read, and the last one closes it."""
-        self._closing = True
-        if not self._streams:
+        """Serve nobody new. Whoever still has it open is told of an error at the next read; the last one closes it."""
+        self._is_closing = True
+        if not self._user_count:
             self._close()
 
     def _close(self) -> None:
         (self.overlay or self.device).close()
-
-
-def _ignore(error: Exception | None) -> None:
-    """The next flush of a client tells it: a failed one is never forgotten by the device."""

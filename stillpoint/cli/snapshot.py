@@ -22,6 +22,7 @@ from .nodes import CALL_TIMEOUT_S
 from .output import enum_word, format_age, format_seconds, iso_time
 from .rollback import roll_back
 from .snapshot_calls import create_quiesced, create_snapshots, get_snapshot
+from .snapshot_policy import policy
 
 
 def state_word(state: standby_pb2.SnapshotState) -> str:
@@ -71,6 +72,9 @@ def snapshot() -> None:
     A snapshot is a point in a volume's write stream, kept on the standby and served there over NBD as VOLUME@NAME.
     It is not a backup: it lives and dies with the standby. `standbyctl backup run` makes one.
     """
+
+
+snapshot.add_command(policy)
 
 
 @snapshot.command()

@@ -7,6 +7,7 @@ Invariants
 - The base is never written to.
 - A block is marked in the storage's map only when its whole content is durable there: at a flush, first the data, then
   the map. So a crash loses what was not flushed, as any disk does, and never shows half a block of either origin.
+- Once the base is lost nothing is read or written any more: what is here is of no use without it.
 - Whatever the storage holds for a block that is not marked is rubbish of a write that was not flushed; the first write
   of a block replaces all of it.
 
@@ -27,7 +28,7 @@ from __future__ import annotations
 import struct
 import threading
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Final
 
 import numpy as np
@@ -52,13 +53,23 @@ def storage_size(size: int, block_size: int) -> int:
 class OverlayDevice:
     """`base` with changes in `storage`; it owns both. May be used by several threads."""
 
-    def __init__(self, base: BlockDevice, storage: BlockDevice, *, base_uuid: str, block_size: int) -> None:
+    def __init__(
+        self,
+        base: BlockDevice,
+        storage: BlockDevice,
+        *,
+        base_uuid: str,
+        block_size: int,
+        check_base: Callable[[], None] = lambda: None,
+    ) -> None:
         """A storage that holds zeroes becomes an empty overlay, durably. block_size: divides the base's size.
 
+        check_base: raises a StillpointError once the base can no longer be read, and for ever after.
         Raises DataCorrupt when the storage is another base's, or of another version; DeviceError.
         """
         assert base.size % block_size == 0
         self._base = base
+        self._check_base = check_base
         self._storage = storage
         self._block_size = block_size
         self._data_start = _data_start(base.size, block_size)
@@ -101,7 +112,12 @@ class OverlayDevice:
         for device, position, start, length in self._parts(offset, len(buffer)):
             device.read_into(position, buffer[start : start + length])
 
+    def written(self, first: int, count: int) -> npt.NDArray[np.uint8]:
+        """Whether each of `count` blocks from `first` was written to: 1, else 0."""
+        return self._here[first : first + count]
+
     def write(self, offset: int, buffers: Sequence[Buffer]) -> None:
+        self._check_base()
         length = sum(len(memoryview(buffer).cast("B")) for buffer in buffers)
         check_range(offset=offset, length=length, size=self.size)
         if length:
@@ -114,6 +130,7 @@ class OverlayDevice:
         self.write_zeroes(offset, length)
 
     def write_zeroes(self, offset: int, length: int, *, may_trim: bool = True) -> None:
+        self._check_base()
         check_range(offset=offset, length=length, size=self.size)
         if length:
             with self._lock:
@@ -122,6 +139,7 @@ class OverlayDevice:
                 self._mark(offset, length)
 
     def flush(self) -> None:
+        self._check_base()
         with self._flush_lock:
             with self._lock:
                 fresh, self._fresh = self._fresh, []
@@ -152,6 +170,7 @@ class OverlayDevice:
 
     def _parts(self, offset: int, length: int) -> Iterator[tuple[BlockDevice, int, int, int]]:
         """The range as (device, offset there, offset from `offset`, length), in order."""
+        self._check_base()
         check_range(offset=offset, length=length, size=self.size)
         if not length:
             return

@@ -25,6 +25,7 @@ from standby.cow.record_log import RECORD, Batch, BatchType, Superblock
 from standby.cow.shared_header import SharedHeader
 from standby.cow.store_directory import StoreDefinition
 from standby.cow.values import SnapshotState
+from tests.support.listing import from_listing, listing
 
 FOLDER = Path(__file__).parent / "cow"
 VOLUME = UUID("00112233-4455-6677-8899-aabbccddeeff")
@@ -94,21 +95,7 @@ def _association_map(form: str, folder: Path) -> bytes:
         records.put_many(np.array([block]), np.array([address], dtype=np.uint64), np.array([born], dtype=np.uint32))
     records.close()
     data = (folder / "map").read_bytes()
-    return data[:64] if form == "array" else _listing(data)
-
-
-def _listing(data: bytes) -> bytes:
-    """Those 16 bytes of a sparse file that are not all zeroes, one a line."""
-    rows = ((at, data[at : at + 16]) for at in range(0, len(data), 16))
-    return b"%08x\n" % len(data) + b"".join(b"%08x %s\n" % (at, row.hex().encode()) for at, row in rows if any(row))
-
-
-def _from_listing(listing: bytes) -> bytes:
-    size, *lines = listing.decode().splitlines()
-    data = bytearray(int(size, 16))
-    for at, row in (line.split() for line in lines):
-        data[int(at, 16) : int(at, 16) + 16] = bytes.fromhex(row)
-    return bytes(data)
+    return data[:64] if form == "array" else listing(data)
 
 
 def _birth_map(folder: Path) -> bytes:
@@ -209,7 +196,7 @@ def test_the_list_of_stores_is_read_back_and_that_of_version_1_too(tmp_path: Pat
 @pytest.mark.parametrize("form", ["hash", "ordered", "unordered"])
 def test_association_maps_are_read_back(form: str, tmp_path: Path) -> None:
     path = tmp_path / "map"
-    path.write_bytes(_from_listing((FOLDER / f"{form}_map.txt").read_bytes()))
+    path.write_bytes(from_listing((FOLDER / f"{form}_map.txt").read_bytes()))
     records = open_map(path)
     found = records.lookup(0, 10)
     records.close()

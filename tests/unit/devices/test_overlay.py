@@ -8,7 +8,7 @@ import pytest
 
 from stillpoint.devices import MemoryDevice, OverlayDevice
 from stillpoint.devices.overlay import storage_size
-from stillpoint.errors import DataCorrupt
+from stillpoint.errors import DataCorrupt, SnapshotInvalid
 from tests.support.devices import RecordingDevice
 
 SECTOR = 512
@@ -79,4 +79,32 @@ def test_an_overlay_is_opened_over_its_own_base_only() -> None:
     storage.read_into(0, memoryview(content))
     with pytest.raises(DataCorrupt):
         over(bytes(SIZE), memory(bytes(content)), base_uuid="another")
-    assert bytes(content[:24]) == bytes.fromhex("53504f5645524c41 01000000 00080000 0080000000000000")
+
+
+def test_once_its_base_is_lost_an_overlay_neither_reads_nor_takes_anything() -> None:
+    is_lost = False
+
+    def check() -> None:
+        if is_lost:
+            raise SnapshotInvalid("the base is lost")
+
+    storage = MemoryDevice(storage_size(SIZE, BLOCK))
+    device = OverlayDevice(MemoryDevice(SIZE), storage, base_uuid="base", block_size=BLOCK, check_base=check)
+    device.write(0, [b"x" * BLOCK])
+    device.flush()
+    before = read(device)
+    is_lost = True
+    buffer = memoryview(bytearray(BLOCK))
+    for attempt in (
+        lambda: device.read_into(0, buffer),
+        lambda: device.try_read_into(0, buffer),
+        lambda: device.write(0, [b"y" * BLOCK]),
+        lambda: device.write_zeroes(0, BLOCK),
+        lambda: device.trim(0, BLOCK),
+        lambda: list(device.extents(0, BLOCK)),
+        device.flush,
+    ):
+        with pytest.raises(SnapshotInvalid):
+            attempt()
+    is_lost = False
+    assert read(device) == before
