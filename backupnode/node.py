@@ -11,9 +11,9 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from typing import Any, Final
 
+from stillpoint.attend import attend
 from stillpoint.config import Address
 from stillpoint.errors import StillpointError
-from stillpoint.metrics import serving
 from stillpoint.nbd.access import Access
 from stillpoint.nbd.listen import activated_sockets, listen_tcp
 from stillpoint.nbd.server import NbdServer
@@ -84,9 +84,17 @@ async def _serve(
                     _background(_sweep(puller)),
                     _background(service.maintain()),
                     _background(service.keep_schedules()),
-                    serving(config.listen.metrics, metrics.gather, role="backup", node=config.node),
                 ):
-                    await stop.wait()
+                    await attend(
+                        stop,
+                        server,
+                        role="backup",
+                        node=config.node,
+                        metrics=config.listen.metrics,
+                        gather=metrics.gather,
+                        probes=lambda: {"repository": repository.probe},
+                        credentials=credentials,
+                    )
                 await service.stop()
             finally:
                 await server.stop()

@@ -8,11 +8,11 @@ import logging
 import os
 import sys
 
-from stillpoint.metrics import serving
+from stillpoint.attend import attend
 from stillpoint.runtime import lock_state_dir, run_node, serve_grpc
 from stillpoint.tls import open_credentials
 
-from . import metrics
+from . import health, metrics
 from .config import PrimaryConfig
 from .node import PrimaryNode
 from .service import SERVICE_NAME, PrimaryService
@@ -31,10 +31,17 @@ async def serve(config: PrimaryConfig, stop: asyncio.Event) -> None:
         try:
             service = PrimaryService(node)
             grpc_server = await serve_grpc(config.listen.grpc, service.add_to, [SERVICE_NAME], credentials)
-            gather = functools.partial(metrics.gather, node)
-            async with serving(config.listen.metrics, gather, role="primary", node=config.node):
-                logger.info("serving", extra={"grpc": grpc_server.address, "nbd": node.nbd_address})
-                await stop.wait()
+            logger.info("serving", extra={"grpc": grpc_server.address, "nbd": node.nbd_address})
+            await attend(
+                stop,
+                grpc_server,
+                role="primary",
+                node=config.node,
+                metrics=config.listen.metrics,
+                gather=functools.partial(metrics.gather, node),
+                probes=functools.partial(health.probes, node),
+                credentials=credentials,
+            )
             logger.info("stopping")
         finally:
             if grpc_server is not None:

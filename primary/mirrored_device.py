@@ -35,7 +35,7 @@ from stillpoint.extents import Extent, MappedExtent
 from stillpoint.nbd.constants import REQUEST_SIZE_MAX
 from stillpoint.nbd.errors import nbd_errno
 from stillpoint.nbd.export import Replier, run_in_thread
-from stillpoint.traffic import Traffic
+from stillpoint.traffic import Latency, Traffic
 
 from .attached import AttachedStandby
 from .dirty_map import DirtyMap
@@ -318,7 +318,7 @@ class MirroredDevice:
     async def barrier(self) -> None:
         """Until a flush on all nodes of everything answered before has finished. Raises DeviceError."""
         waiter = _Waiter()
-        self.flush(waiter, 0)
+        self._flush_waiting.append(Request(waiter, 0, perf_counter(), Latency()))  # no client's, so not their latency
         self.end_batch()
         errno = await waiter.result
         if errno:

@@ -7,6 +7,7 @@ import contextlib
 from concurrent.futures import Executor
 from pathlib import Path
 
+from stillpoint.canary import PROBE_SIZE, probe_offset
 from stillpoint.devices import BlockDevice, open_device
 from stillpoint.errors import DataCorrupt
 
@@ -72,6 +73,14 @@ class Volume:
         self.record.size = size
         self.record.save()
         self.export.size = size
+
+    async def probe(self) -> None:
+        """Read and flush as a client's requests do, to see whether they would be answered. Raises DeviceError."""
+        size = self.device.size
+        buffer = memoryview(bytearray(min(PROBE_SIZE, size)))
+        loop = asyncio.get_running_loop()
+        await loop.run_in_executor(self._executor, self.export.read_into, probe_offset(size), buffer)
+        await self.export.barrier()
 
     async def close(self) -> None:
         """After its clients are gone: flush both nodes, end the session, mark the map clean.

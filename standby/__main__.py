@@ -8,11 +8,11 @@ import logging
 import os
 import sys
 
-from stillpoint.metrics import serving
+from stillpoint.attend import attend
 from stillpoint.runtime import lock_state_dir, run_node, serve_grpc
 from stillpoint.tls import open_credentials
 
-from . import metrics
+from . import health, metrics
 from .config import StandbyConfig
 from .node import StandbyNode
 from .service import SERVICE_NAME, StandbyService
@@ -31,10 +31,17 @@ async def serve(config: StandbyConfig, stop: asyncio.Event) -> None:
             await node.start()
             service = StandbyService(node)
             grpc_server = await serve_grpc(config.listen.grpc, service.add_to, [SERVICE_NAME], credentials)
-            gather = functools.partial(metrics.gather, node)
-            async with serving(config.listen.metrics, gather, role="standby", node=config.node):
-                logger.info("serving", extra={"grpc": grpc_server.address, "data_link_port": node.data_link_port})
-                await stop.wait()
+            logger.info("serving", extra={"grpc": grpc_server.address, "data_link_port": node.data_link_port})
+            await attend(
+                stop,
+                grpc_server,
+                role="standby",
+                node=config.node,
+                metrics=config.listen.metrics,
+                gather=functools.partial(metrics.gather, node),
+                probes=functools.partial(health.probes, node),
+                credentials=credentials,
+            )
             logger.info("stopping")
         finally:
             if grpc_server is not None:

@@ -25,6 +25,7 @@ from .errors import StillpointError
 from .nbd.budget import Budget
 from .nbd.listen import listen_tcp
 from .nbd.server import NbdServer
+from .tls import Credentials
 from .traffic import LATENCY_BOUNDS_S, Latency, Traffic
 
 logger = logging.getLogger(__name__)
@@ -127,9 +128,10 @@ class _Latest(Collector):
 class MetricsServer:
     """Answers GET /metrics, one gathering at a time."""
 
-    def __init__(self, gather: Gather, *, role: str, node: str) -> None:
+    def __init__(self, gather: Gather, *, role: str, node: str, credentials: Credentials | None = None) -> None:
         """role: primary, standby or backup. node: its configured name."""
         self._gather = gather
+        self._credentials = credentials
         self._build = {"role": role, "node": node, "version": __version__, "python": platform.python_version()}
         self._latest = _Latest()
         self._registry = CollectorRegistry()
@@ -157,6 +159,10 @@ class MetricsServer:
         async with self._turn:
             families = Families()
             families.gauge("build_info", "1, and which build this is.", 1, **self._build)
+            if self._credentials is not None:
+                text = "When this node's certificate expires, Unix time."
+                expires = self._credentials.not_after.timestamp()
+                families.gauge("certificate_expiry_timestamp_seconds", text, expires)
             await self._gather(families)
             self._latest.metrics = families.all()
             return generate_latest(self._registry)
@@ -206,9 +212,11 @@ def _response(
 
 
 @contextlib.asynccontextmanager
-async def serving(address: Address, gather: Gather, *, role: str, node: str) -> AsyncIterator[Address | None]:
+async def serving(
+    address: Address, gather: Gather, *, role: str, node: str, credentials: Credentials | None = None
+) -> AsyncIterator[Address | None]:
     """Serve metrics while the body runs; yields where, or None when the port cannot be had."""
-    server = MetricsServer(gather, role=role, node=node)
+    server = MetricsServer(gather, role=role, node=node, credentials=credentials)
     bound: Address | None = None
     try:
         bound = await server.start(address)

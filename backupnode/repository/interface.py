@@ -250,6 +250,10 @@ class Repository(Protocol):
         """
         ...
 
+    async def probe(self) -> None:
+        """Read its header from where it is kept. Raises what the storage raises."""
+        ...
+
     @property
     def quarantined_count(self) -> int:
         """Blobs found damaged and not written anew since; backups that need them are not whole."""

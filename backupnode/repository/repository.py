@@ -37,7 +37,7 @@ from .accounting import usage
 from .backup_id import BackupId, new_backup_id, parse_backup_id
 from .check import check, check_pack
 from .collection import Collection
-from .folder import DirectoryStorage
+from .folder import FORMAT_FILE, DirectoryStorage
 from .format import CHUNK_SIZE, Format, make_format, read_format
 from .index import ChunkIndex
 from .interface import BackupRecord, CheckReport, CollectionReport, Listing, Origin, Usage
@@ -173,6 +173,9 @@ class PackRepository:
             return lost
 
         return await asyncio.get_running_loop().run_in_executor(self.packs.thread, work)
+
+    async def probe(self) -> None:
+        await asyncio.to_thread(self.storage.read, FORMAT_FILE)
 
     @property
     def quarantined_count(self) -> int:
