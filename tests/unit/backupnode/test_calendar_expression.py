@@ -26,10 +26,10 @@ def model(expression: CalendarExpression, start: datetime, end: datetime) -> Ite
         for back in range(0, 181, 30):
             naive = local.replace(tzinfo=None) - timedelta(minutes=back)
             instant = naive.replace(tzinfo=expression.zone).astimezone(UTC)
-            if instant == minute and instant.astimezone(expression.zone).replace(tzinfo=None) != naive:
-                if _matches(expression, naive):
-                    yield minute
-                    break
+            never_comes = instant.astimezone(expression.zone).replace(tzinfo=None) != naive
+            if instant == minute and never_comes and _matches(expression, naive):
+                yield minute
+                break
         else:
             once = local.fold == 0 or len(expression.hours) == 24
             if once and _matches(expression, local.replace(tzinfo=None)):
