@@ -4,15 +4,19 @@ primary: { grpc: "127.0.0.1:7410", nbd: "127.0.0.1:10809" }
 standby: { grpc: "127.0.0.1:7420", export_grpc: "127.0.0.1:7422", nbd: "127.0.0.1:10810",
            volume_nbd: "127.0.0.1:10809" }
 backup:  { grpc: "127.0.0.1:7430", nbd: "127.0.0.1:10811" }
+tls:     { directory: pki/alice, nbd: auto }    an admin's certificate; relative to this file. Without it: plaintext
+
+tls.nbd says what the nodes' NBD ports want, as it does in their own configuration.
 """
 
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from urllib.parse import quote
 
-from ..config import Address, load_config
+from ..config import Address, NbdTls, TlsConfig, load_config
 from ..errors import ConfigError
 
 CLUSTER_VARIABLE = "STILLPOINT_CLUSTER"
@@ -44,6 +48,20 @@ class Cluster:
     primary: PrimaryAddresses
     standby: StandbyAddresses
     backup: BackupAddresses
+    tls: TlsConfig | None = None
+
+    def nbd_uri(self, address: Address, name: str) -> str:
+        """Of an export, for people and their programs: in plaintext where the node takes it."""
+        plain = (
+            self.tls is None or self.tls.nbd is NbdTls.ALLOW or (self.tls.nbd is NbdTls.AUTO and address.is_loopback)
+        )
+        return f"nbd://{address}/{name}" if plain else f"nbds://{address}/{name}"
+
+    def own_nbd_uri(self, address: Address, name: str) -> str:
+        """Of an export, for our own connection: TLS wherever there are certificates."""
+        if self.tls is None:
+            return f"nbd://{address}/{name}"
+        return f"nbds://{address}/{name}?tls-certificates={quote(str(self.tls.directory))}"
 
 
 def find_cluster_file(named: Path | None) -> Path:
@@ -59,4 +77,12 @@ def find_cluster_file(named: Path | None) -> Path:
 
 
 def load_cluster(named: Path | None) -> Cluster:
-    return load_config(find_cluster_file(named), Cluster)
+    return read_cluster(find_cluster_file(named))
+
+
+def read_cluster(path: Path) -> Cluster:
+    """Raises ConfigError."""
+    cluster = load_config(path, Cluster)
+    if cluster.tls is None:
+        return cluster
+    return replace(cluster, tls=replace(cluster.tls, directory=path.absolute().parent / cluster.tls.directory))

@@ -69,7 +69,7 @@ class Facts:
 
 
 def volume_uri(nodes: Nodes) -> str:
-    return f"nbd://{nodes.cluster.primary.nbd}/{VOLUME}"
+    return nodes.cluster.own_nbd_uri(nodes.cluster.primary.nbd, VOLUME)
 
 
 class Narrator:

@@ -9,7 +9,8 @@ from typing import Any
 import click
 
 from .command import Group, Invocation, VolumeSpec, asynchronous, pass_invocation, volume_spec
-from .local_cluster import CARRIERS, NODES, LocalCluster
+from .local_cluster import NODES, LocalCluster
+from .local_configuration import CARRIERS, Security
 from .output import Output
 
 
@@ -37,12 +38,30 @@ def local() -> None:
     "--volume", "volumes", type=volume_spec, multiple=True, metavar="NAME:SIZE", help="Make this volume; repeatable."
 )
 @click.option("--carrier", type=click.Choice(CARRIERS), help="How mirrored writes travel. [default: tcp]")
+@click.option(
+    "--nbd-tls", "security", flag_value=Security.NBD_TLS.name, help="Refuse NBD clients in plaintext, as off loopback."
+)
+@click.option(
+    "--insecure",
+    "security",
+    flag_value=Security.INSECURE.name,
+    help="No TLS and no certificates at all: on loopback only.",
+)
 @pass_invocation
 @asynchronous
-async def up(invocation: Invocation, directory: Path, volumes: tuple[VolumeSpec, ...], carrier: str | None) -> None:
+async def up(
+    invocation: Invocation,
+    directory: Path,
+    volumes: tuple[VolumeSpec, ...],
+    carrier: str | None,
+    security: str | None,
+) -> None:
     """Start the nodes and make volumes.
 
     What runs already is left alone, and so are volumes that are there. Ends when all of them are in sync.
+
+    Certificates are made in DIR/pki, and what travels between the nodes and standbyctl is secured by them. NBD clients
+    may come in plaintext or by TLS with DIR/pki/client, unless --nbd-tls is given.
 
     \b
     Example: standbyctl local up --dir /tmp/sp --volume vol1:256MiB
@@ -50,7 +69,10 @@ async def up(invocation: Invocation, directory: Path, volumes: tuple[VolumeSpec,
     """
     cluster = LocalCluster(directory)
     invocation.output.remark("starting a primary, a standby and a backup node …")
-    await cluster.up(volumes, carrier=carrier)
+    chosen = Security[security] if security else None
+    if chosen is Security.INSECURE:
+        invocation.output.remark("INSECURE: no TLS; whoever is on this machine can read and change everything")
+    await cluster.up(volumes, carrier=carrier, security=chosen)
     environment = await cluster.environment()
     if invocation.output.as_json:
         invocation.output.document(environment)

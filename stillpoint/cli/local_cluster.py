@@ -1,8 +1,12 @@
 """A cluster of three node processes on this machine, for trying things out, for demonstrations and for tests.
 
     DIR/cluster.yaml  primary.yaml  standby.yaml  backup.yaml     written once, so the ports stay
+    DIR/pki/                                                      an authority and everybody's certificates
     DIR/primary/  standby/  backup/                               the nodes' state
     DIR/logs/NODE.log   DIR/run/NODE.pid
+
+Calls between the nodes and the data link are secured as they are between machines. The NBD ports take TLS and plaintext
+unless told otherwise: on loopback that is the rule everywhere, and every NBD program can be tried out without more ado.
 
 Nothing here knows the nodes' inside: it writes their configuration, runs them, and asks their health.
 """
@@ -13,7 +17,7 @@ import asyncio
 import fcntl
 import json
 import os
-import random
+import shutil
 import signal
 import socket
 import time
@@ -24,18 +28,18 @@ from typing import Any
 
 import yaml
 
-from ..config import Address, check_name, format_size, load_config
-from ..errors import InUse, NotFound, Refused, StillpointError
+from ..config import Address, check_name, format_size
+from ..errors import NotFound, Refused, StillpointError
 from ..wire.v1 import common_pb2, primary_pb2, standby_pb2
 from . import processes
-from .cluster import Cluster
+from .cluster import Cluster, read_cluster
 from .command import VolumeSpec
+from .local_configuration import CARRIERS, Security, configuration, make_certificates, security_of
 from .nodes import STATUS_TIMEOUT_S, Node, Nodes
 from .processes import Process
 from .volume import get_volume, list_volumes, wait_in_sync
 
 NODES = ("primary", "standby", "backup")
-CARRIERS = ("tcp", "grpc")
 # Readers go first, and the primary before its standby, so that its last writes still reach it.
 _STOP_ORDER = ("backup", "primary", "standby")
 _MODULES = {"primary": "primary", "standby": "standby", "backup": "backupnode"}
@@ -66,7 +70,7 @@ class LocalCluster:
             raise NotFound(
                 f"there is no local cluster in {self.directory}; make one with `standbyctl local up --dir DIR`"
             )
-        return load_config(self.cluster_file, Cluster)
+        return read_cluster(self.cluster_file)
 
     def nodes(self) -> Nodes:
         return Nodes(self.cluster())
@@ -96,12 +100,20 @@ class LocalCluster:
         finally:
             os.close(descriptor)
 
-    def _configure(self, carrier: str | None) -> bool:
+    def _configure(self, carrier: str | None, security: Security | None) -> bool:
         """Write what is not there yet. True: the cluster is new."""
         if not self.exists:
-            for name, document in _new_configuration(self.directory, carrier or CARRIERS[0]).items():
+            security = security or Security.DEFAULT
+            if security is not Security.INSECURE:
+                make_certificates(self.directory / "pki")
+            for name, document in configuration(self.directory, carrier or CARRIERS[0], security).items():
                 (self.directory / f"{name}.yaml").write_text(yaml.safe_dump(document, sort_keys=False))
             return True
+        if security not in (None, security_of(self.cluster())):
+            raise Refused(
+                f"the cluster in {self.directory} was made {security_of(self.cluster()).value}; that stays as it is: "
+                "make another one in another --dir"
+            )
         file = self.directory / "primary.yaml"
         document = yaml.safe_load(file.read_text())
         if carrier is not None and document["standby"]["carrier"] != carrier:
@@ -116,7 +128,13 @@ class LocalCluster:
 
     # Starting
 
-    async def up(self, volumes: Sequence[VolumeSpec] = (), *, carrier: str | None = None) -> list[str]:
+    async def up(
+        self,
+        volumes: Sequence[VolumeSpec] = (),
+        *,
+        carrier: str | None = None,
+        security: Security | None = None,
+    ) -> list[str]:
         """Start the nodes that do not run, make the volumes that are not there, wait until each is in sync.
 
         The nodes it started; when something fails these are stopped again, and a new cluster is forgotten.
@@ -124,7 +142,7 @@ class LocalCluster:
         for volume in volumes:
             check_name(volume.name, "volume")
         with self._locked():
-            is_new = self._configure(carrier)
+            is_new = self._configure(carrier, security)
             started: list[str] = []
             try:
                 for node in NODES:
@@ -242,12 +260,15 @@ class LocalCluster:
     def _forget(self) -> None:
         for name in ("cluster", *NODES):
             (self.directory / f"{name}.yaml").unlink(missing_ok=True)
+        shutil.rmtree(self.directory / "pki", ignore_errors=True)
 
     # What clients need
 
     async def environment(self) -> dict[str, Any]:
         """Addresses, pids and paths, for scripts. A pid is null when the process does not run."""
         cluster = self.cluster()
+        tls = cluster.tls
+        scheme = "nbds" if security_of(cluster) is Security.NBD_TLS else "nbd"
         pids = {node: process.pid if (process := self.process(node)) else None for node in NODES}
         async with self.nodes() as nodes:
             export_pid = await _export_pid(nodes) if pids["standby"] else None
@@ -257,16 +278,21 @@ class LocalCluster:
             "primary": {
                 "pid": pids["primary"],
                 "grpc": str(cluster.primary.grpc),
-                "nbd": f"nbd://{cluster.primary.nbd}",
+                "nbd": f"{scheme}://{cluster.primary.nbd}",
             },
             "standby": {
                 "pid": pids["standby"],
                 "export_pid": export_pid,
                 "grpc": str(cluster.standby.grpc),
-                "nbd": f"nbd://{cluster.standby.nbd}",
-                "volume_nbd": f"nbd://{cluster.standby.volume_nbd}",
+                "nbd": f"{scheme}://{cluster.standby.nbd}",
+                "volume_nbd": f"{scheme}://{cluster.standby.volume_nbd}",
             },
-            "backup": {"pid": pids["backup"], "grpc": str(cluster.backup.grpc), "nbd": f"nbd://{cluster.backup.nbd}"},
+            "backup": {
+                "pid": pids["backup"],
+                "grpc": str(cluster.backup.grpc),
+                "nbd": f"{scheme}://{cluster.backup.nbd}",
+            },
+            "tls": {"admin": str(tls.directory), "client": str(tls.directory.with_name("client"))} if tls else None,
             "volumes": volumes,
         }
 
@@ -326,55 +352,6 @@ async def _ensure_volume(nodes: Nodes, spec: VolumeSpec) -> None:
     if volume.pair.state != primary_pb2.PAIR_STATE_IN_SYNC:
         why = volume.pair.detail or "the primary gives no reason"
         raise StillpointError(f"the volume {spec.name} is not in sync after {SYNC_TIMEOUT_S:.0f} s: {why}")
-
-
-def _new_configuration(directory: Path, carrier: str) -> dict[str, dict[str, Any]]:
-    """The four files, by name; the cluster file last, because it says that the cluster is there."""
-    ports = (f"127.0.0.1:{port}" for port in free_ports(12))
-    primary = {name: next(ports) for name in ("grpc", "nbd", "metrics")}
-    standby = {name: next(ports) for name in ("grpc", "data_link", "export_grpc", "nbd", "volume_nbd", "metrics")}
-    backup = {name: next(ports) for name in ("grpc", "nbd", "metrics")}
-    return {
-        "primary": {
-            "node": "primary",
-            "state_dir": str(directory / "primary"),
-            "listen": primary,
-            "standby": {"grpc": standby["grpc"], "carrier": carrier},
-        },
-        "standby": {"node": "standby", "state_dir": str(directory / "standby"), "listen": standby},
-        "backup": {
-            "node": "backup",
-            "state_dir": str(directory / "backup"),
-            "listen": backup,
-            "standby": {"grpc": standby["grpc"], "export_grpc": standby["export_grpc"]},
-        },
-        "cluster": {
-            node: {name: address for name, address in listen.items() if name not in ("data_link", "metrics")}
-            for node, listen in (("primary", primary), ("standby", standby), ("backup", backup))
-        },
-    }
-
-
-def free_ports(count: int) -> list[int]:
-    """Loopback ports that nothing listens on, below those that the system hands to clients.
-
-    A node keeps its port while it is down; a port from the clients' range could be taken by any connection meanwhile.
-    """
-    first_client_port = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
-    highest = first_client_port if first_client_port > 12000 else 65536
-    chosen: list[int] = []
-    candidates = list(range(max(10820, highest - 20000), highest))
-    random.shuffle(candidates)
-    for port in candidates:
-        if len(chosen) == count:
-            break
-        with suppress(OSError), socket.socket() as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind(("127.0.0.1", port))
-            chosen.append(port)
-    if len(chosen) < count:
-        raise InUse("too few free loopback ports")
-    return chosen
 
 
 def _is_listening(address: Address) -> bool:

@@ -15,6 +15,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from ..config import Address
 from ..errors import PeerUnavailable, StillpointError
+from ..tls import Credentials
 from ..wire.channel import open_channel
 from ..wire.status import from_rpc_error
 from ..wire.v1 import backup_pb2_grpc, export_pb2_grpc, primary_pb2_grpc, standby_pb2_grpc
@@ -30,10 +31,10 @@ STATUS_TIMEOUT_S = 5.0
 class Node:
     """One gRPC endpoint: `call` for one answer, `stream` for many."""
 
-    def __init__(self, name: str, address: Address, make_stub: Any) -> None:
+    def __init__(self, name: str, address: Address, make_stub: Any, credentials: Credentials | None) -> None:
         self.name = name
         self.address = address
-        self.channel = open_channel(address)
+        self.channel = open_channel(address, credentials)
         self._stub = make_stub(self.channel)
 
     async def call(
@@ -76,7 +77,9 @@ class Nodes:
     """The nodes of one cluster: `async with Nodes(cluster) as nodes`."""
 
     def __init__(self, cluster: Cluster) -> None:
+        """Raises ConfigError for certificates that cannot be used."""
         self.cluster = cluster
+        self._credentials = Credentials(cluster.tls.directory) if cluster.tls is not None else None
         self._open: dict[str, Node] = {}
 
     async def __aenter__(self) -> Nodes:
@@ -107,5 +110,5 @@ class Nodes:
 
     def _node(self, name: str, address: Address, make_stub: Any) -> Node:
         if name not in self._open:
-            self._open[name] = Node(name, address, make_stub)
+            self._open[name] = Node(name, address, make_stub, self._credentials)
         return self._open[name]

@@ -51,8 +51,8 @@ async def roll_back(nodes: Nodes, identity: SnapshotId, *, force: bool) -> Rollb
     await _check(nodes, identity.volume, clients_allowed=0, force=force)
     # Open before the snapshot of the present is taken: it keeps the target from being deleted, and the list of the
     # volume's clients is looked at again when ours is among them.
-    snapshot_uri = f"nbd://{nodes.cluster.standby.nbd}/{identity}"
-    volume_uri = f"nbd://{nodes.cluster.primary.nbd}/{identity.volume}"
+    snapshot_uri = nodes.cluster.own_nbd_uri(nodes.cluster.standby.nbd, str(identity))
+    volume_uri = nodes.cluster.own_nbd_uri(nodes.cluster.primary.nbd, identity.volume)
     async with await NbdClient.connect(snapshot_uri) as source, await NbdClient.connect(volume_uri) as volume:
         await _check(nodes, identity.volume, clients_allowed=1, force=force)
         undo = await _snapshot_of_the_present(nodes, identity)

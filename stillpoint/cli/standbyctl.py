@@ -24,6 +24,7 @@ from .command import Group
 from .demo import demo
 from .local import local
 from .mirror import mirror
+from .pki import pki
 from .snapshot import snapshot
 from .status import status
 from .store import store
@@ -46,7 +47,7 @@ def cli() -> None:
     """
 
 
-for command in (status, volume, snapshot, bookmark, store, mirror, backup, local, demo):
+for command in (status, volume, snapshot, bookmark, store, mirror, backup, pki, local, demo):
     cli.add_command(command)
 
 

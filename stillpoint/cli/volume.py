@@ -158,7 +158,8 @@ async def create(
         if invocation.output.as_json:
             invocation.output.document(volume_document(made))
             return
-        invocation.output.line(f"volume {name}: {format_size(made.size)} at nbd://{nodes.cluster.primary.nbd}/{name}")
+        uri = nodes.cluster.nbd_uri(nodes.cluster.primary.nbd, name)
+        invocation.output.line(f"volume {name}: {format_size(made.size)} at {uri}")
         if made.pair.state != primary_pb2.PAIR_STATE_IN_SYNC:
             invocation.output.remark(f"{name} is not in sync yet; `standbyctl status --watch` shows how far it is")
 
@@ -214,7 +215,7 @@ async def show(invocation: Invocation, name: str) -> None:
     """
     async with invocation.nodes() as nodes:
         shown = await get_volume(nodes, name)
-        uri = f"nbd://{nodes.cluster.primary.nbd}/{name}"
+        uri = nodes.cluster.nbd_uri(nodes.cluster.primary.nbd, name)
     if invocation.output.as_json:
         invocation.output.document(volume_document(shown))
         return

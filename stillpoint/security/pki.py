@@ -143,16 +143,19 @@ class Authority:
             fsync_folder(folder.parent)
         return Issued(folder, identity, tuple(hosts), certificate.not_valid_after_utc)
 
-    def renew(self, folder: Path, *, lifetime: datetime.timedelta = LIFETIME) -> Issued:
-        """Replace the certificate in a holder's folder by one of the same identity, hosts and key that lasts longer."""
+    def renew(self, folder: Path, identity: Identity, *, lifetime: datetime.timedelta = LIFETIME) -> Issued:
+        """Replace the holder's certificate in its folder by one of the same hosts and key that lasts longer.
+
+        Raises NotFound, and InvalidRequest when the certificate there is not one of ours for `identity`.
+        """
         if not (folder / CERTIFICATE).exists():
             raise NotFound(f"there is no certificate in {folder} to renew")
         with _errors(folder):
             old = x509.load_pem_x509_certificate((folder / CERTIFICATE).read_bytes())
             key = _load_key(folder / KEY)
-        identity, hosts = identity_of(old), hosts_of(old)
-        if identity is None:
-            raise InvalidRequest(f"{folder / CERTIFICATE} is not a certificate of Stillpoint's; issue a new one")
+        hosts = hosts_of(old)
+        if identity_of(old) != identity:
+            raise InvalidRequest(f"{folder / CERTIFICATE} is of {identity_of(old) or 'nobody'}, not of {identity}")
         if old.issuer != self.certificate.subject or not _signed_by(old, self.certificate):
             raise InvalidRequest(f"{folder / CERTIFICATE} was issued by another authority; issue a new one")
         certificate = self._certify(key, identity, hosts, lifetime)

@@ -31,6 +31,7 @@ def test_the_commands_are_those_that_scripts_rely_on() -> None:
         *("snapshot create", "snapshot list", "snapshot show", "snapshot delete"),
         *("snapshot protect", "snapshot unprotect", "snapshot rollback", "snapshot export"),
         *("bookmark list", "bookmark delete"),
+        *("pki init", "pki issue"),
         *("store create", "store list", "store extend", "store delete"),
         *("backup run", "backup list", "backup show", "backup verify", "backup restore", "backup delete"),
         *("backup protect", "backup unprotect", "backup check", "backup prune", "backup gc"),
