@@ -34,6 +34,9 @@ async def check(
     loop = asyncio.get_running_loop()
     result = CheckReport()
     storage = repository.storage
+    for name, count in (await loop.run_in_executor(repository.packs.thread, repository.packs.lose_gone)).items():
+        result.damaged_packs.append(name)
+        result.lost_blobs += count
     names = await asyncio.to_thread(storage.names, FOLDER)
     sizes = {name: await loop.run_in_executor(executor, storage.size, f"{FOLDER}/{name}") for name in names}
     total = sum(sizes.values())

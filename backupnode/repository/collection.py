@@ -21,15 +21,11 @@ from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Final, TypeVar
 
-import numpy as np
-import numpy.typing as npt
-
 from stillpoint.errors import NotFound
 
-from .accounting import distinct, named_locations
 from .blobs import BLOB_HEADER_SIZE, Blob, check_stored
-from .index import offsets_of, packs_of, sizes_of
 from .interface import CollectionReport
+from .marks import Marks, named_ids
 from .packs import FOLDER, OpenPack, scan
 from .writer import Session
 
@@ -67,7 +63,7 @@ class Collection:
 
     async def _run(self, *, fence: bool, dry_run: bool) -> CollectionReport:
         sealed = await self._in_pack_thread(self._sealed_packs)
-        live = await asyncio.to_thread(self._live_bytes)
+        live = (await self._mark()).bytes_by_pack()
         unreferenced = sum(size for number, size in sealed.items() if number not in live)
         if dry_run:
             return CollectionReport(unreferenced_bytes=unreferenced)
@@ -89,7 +85,7 @@ class Collection:
                 pending_bytes=size,
                 unreferenced_bytes=unreferenced,
             )
-        still_live = await asyncio.to_thread(self._live_bytes)
+        still_live = (await self._mark()).bytes_by_pack()
         gone = [number for number in condemned if number not in still_live]
         await self._in_pack_thread(lambda: self._delete(gone))
         return CollectionReport(
@@ -105,34 +101,29 @@ class Collection:
         index.merge()
         return {index.pack_number(name): storage.size(f"{FOLDER}/{name}") for name in storage.names(FOLDER)}
 
-    def _live_bytes(self) -> dict[int, int]:
-        """Bytes of each pack that some backup needs, a little too many. Packs without any are not named."""
-        locations = self.live_locations()
-        if not len(locations):
-            return {}
-        sizes = np.bincount(packs_of(locations), weights=sizes_of(locations))
-        return {int(number): int(sizes[number]) for number in np.flatnonzero(sizes)}
+    async def _mark(self) -> Marks:
+        """What the backups of the repository name, of all that is stored now."""
+        marks = Marks(await self._in_pack_thread(self._packs.index.snapshot))
+        await asyncio.to_thread(self._mark_all, marks)
+        return marks
 
-    def live_locations(self) -> npt.NDArray[np.uint64]:
-        """Where everything lies that the backups of the repository name, each once."""
+    def _mark_all(self, marks: Marks) -> None:
         visited: set[bytes] = set()
-        found: list[npt.NDArray[np.uint64]] = []
         for backup in list(self._repository.ids()):
             try:
                 reader = self._repository.open(backup)
             except NotFound:
                 continue  # deleted meanwhile
-            found += named_locations(reader, self._packs.index, visited)
-        return distinct(found)
+            for ids in named_ids(reader, visited):
+                marks.add(ids)
 
     async def _repack(self, numbers: list[int]) -> int:
         """Copy what is live in these packs to a new one, durable on return."""
         if not numbers:
             return 0
-        live = await asyncio.to_thread(self.live_locations)
+        live = (await self._mark()).offsets_in(numbers)
         total, relied = 0, set[OpenPack]()
-        for number in numbers:
-            offsets = set(offsets_of(live[packs_of(live) == number]).tolist())
+        for number, offsets in live.items():
             added, packs = await self._in_pack_thread(partial(self._copy, number, offsets))
             total += added
             relied |= packs

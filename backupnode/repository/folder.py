@@ -139,7 +139,7 @@ class DirectoryStorage:
             os.unlink(path)
             fsync_folder(path.parent)
 
-    def upload(self, folder: str) -> _FileUpload:
+    def upload(self, folder: str, *, name: str = "") -> _FileUpload:
         return _FileUpload(self._root / folder)
 
     def total_bytes(self) -> int:

@@ -34,6 +34,7 @@ _PROBE: Final = ".probe-"
 _RETRIES_MAX: Final = 6
 _RETRY_TIMEOUT: Final = timedelta(seconds=60)
 _FIRST_DELAY_S: Final = 0.1
+_PART_BYTES: Final = 8 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,8 +188,8 @@ class ObjectStorage:
         self.size(name)  # deleting what is not there is no error there
         self._remove(name)
 
-    def upload(self, folder: str) -> _BufferedUpload:
-        return _BufferedUpload(self)
+    def upload(self, folder: str, *, name: str = "") -> _BufferedUpload | _StreamedUpload:
+        return _StreamedUpload(self, name) if name else _BufferedUpload(self)
 
     def total_bytes(self) -> int:
         return sum(size for _, size in self._list(""))
@@ -285,6 +286,34 @@ class _BufferedUpload:
 
     def abort(self) -> None:
         self._buffers = []
+
+
+class _StreamedUpload:
+    """In parts, put together by the service when all have arrived."""
+
+    def __init__(self, storage: ObjectStorage, name: str) -> None:
+        import obstore
+
+        self._storage = storage
+        self._name = name
+        with storage._errors("writing it", name):
+            self._writer: Any = obstore.open_writer(storage._store, name, buffer_size=_PART_BYTES, max_concurrency=2)
+
+    def append(self, buffers: Sequence[Piece]) -> None:
+        with self._storage._errors("writing it", self._name):
+            for each in buffers:
+                self._writer.write(bytes(each))
+
+    def finish(self, name: str) -> None:
+        assert name == self._name
+        self._storage._check_lease()
+        with self._storage._errors("writing it", name):
+            self._writer.close()
+        self._writer = None
+
+    def abort(self) -> None:
+        # The parts of one that was never closed belong to no object; a lifecycle rule of the bucket takes them away.
+        self._writer = None
 
 
 class _Object:

@@ -90,6 +90,8 @@ class Packs:
         # Locations whose blob was found damaged: (name of the pack, offset).
         self.quarantined: set[tuple[str, int]] = set()
         self.quarantine_changed: Callable[[], None] = lambda: None  # makes it durable
+        # Whether something that backups name may be missing: then a base is looked through before it is built on.
+        self.may_miss = False
         # Numbers of packs that are about to be deleted: what lies there is stored anew when it is wanted again.
         self.condemned: frozenset[int] = frozenset()
         self._storage = storage
@@ -117,7 +119,12 @@ class Packs:
             except NotFound:
                 # A collection may have moved it between the two calls.
                 if attempt:
-                    raise DataCorrupt(f"{kind.name.lower()} {chunk.hex()[:16]}: pack {name[:16]} is missing") from None
+                    raise DamagedBlob(
+                        f"{kind.name.lower()} {chunk.hex()[:16]}: pack {name[:16]} is missing",
+                        chunk=chunk,
+                        pack=name,
+                        offset=location.offset,
+                    ) from None
                 continue
             try:
                 return decode(data, kind, chunk, self.keys)
@@ -180,6 +187,7 @@ class Packs:
     def quarantine(self, damaged: DamagedBlob) -> None:
         """From now on it counts as missing, so that the next backup stores it anew."""
         location = self.index.find(damaged.chunk)
+        self.may_miss = True
         self.quarantined.add((damaged.pack, damaged.offset))
         if location is not None and self.index.pack_name(location.pack) == damaged.pack:
             self.index.remove(damaged.chunk)
@@ -187,8 +195,19 @@ class Packs:
     def lose(self, name: str, kept: frozenset[int]) -> int:
         """Everything in a pack but the blobs at `kept` counts as missing. Returns how many those are."""
         lost = self.index.remove_at(self.index.pack_number(name), kept)
+        self.may_miss = True
         self.quarantined |= {(name, offset) for offset in lost}
         return len(lost)
+
+    def lose_gone(self) -> dict[str, int]:
+        """What lay in packs that are no longer there counts as missing. How many blobs those are, of each pack."""
+        # In this order, and in this thread, every pack that is known was there when the folder was listed.
+        known = self.index.pack_names - {self.index.pack_name(number) for number in self._unsealed}
+        gone = known - set(self._storage.names(FOLDER))
+        lost = {name: len(self.index.remove_at(self.index.pack_number(name), frozenset())) for name in sorted(gone)}
+        self.index.remove_packs([self.index.pack_number(name) for name in gone])
+        self.may_miss |= any(lost.values())
+        return lost
 
     def close(self) -> None:
         self.thread.shutdown(wait=True)
@@ -263,7 +282,7 @@ class Packs:
 
 
 class DamagedBlob(DataCorrupt):
-    """A blob that is there but wrong."""
+    """A blob that is wrong, or gone with its pack."""
 
     def __init__(self, message: str, *, chunk: ChunkId, pack: str, offset: int) -> None:
         super().__init__(message)
@@ -304,8 +323,10 @@ def scan_blobs(name: str, size: int, read: Callable[[int, int], Piece]) -> Itera
         offset += header.blob_size
 
 
-def reconcile(storage: Storage, index: ChunkIndex, quarantined: set[tuple[str, int]]) -> int:
-    """Make the index agree with the packs that are there. Returns how many of them had to be read.
+def reconcile(storage: Storage, index: ChunkIndex, quarantined: set[tuple[str, int]]) -> tuple[int, int]:
+    """Make the index agree with the packs that are there. Returns how many of them had to be read, and were gone.
+
+    quarantined: (pack, offset) of what counts as missing, also when an old cache knows it.
 
     Raises DeviceError.
     """
@@ -314,6 +335,7 @@ def reconcile(storage: Storage, index: ChunkIndex, quarantined: set[tuple[str, i
     gone = index.pack_names - present
     if gone:
         index.remove_packs([index.pack_number(name) for name in gone])
+    index.remove_places(quarantined)
     unknown = sorted(present - index.pack_names)
     for name in unknown:
         number = index.pack_number(name)
@@ -321,4 +343,4 @@ def reconcile(storage: Storage, index: ChunkIndex, quarantined: set[tuple[str, i
             if (name, offset) not in quarantined and index.find(header.id) is None:
                 index.add(header.id, Location(number, offset, header.blob_size))
     index.merge()
-    return len(unknown)
+    return len(unknown), len(gone)

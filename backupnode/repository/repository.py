@@ -55,6 +55,7 @@ _MANIFESTS: Final = "manifests"
 _CACHE: Final = "index-cache"
 # Packs sealed before the cache is written again: what a crash costs is reading the headers of so many.
 _CACHE_EVERY_PACKS: Final = 64
+_CACHE_WRITE_BYTES: Final = 4 << 20
 
 
 class PackRepository:
@@ -207,6 +208,7 @@ class PackRepository:
             self.packs.quarantine(damaged)
             # Damage seldom comes alone, and what is not known to be damaged is deduplicated against.
             with contextlib.suppress(StillpointError):
+                self.packs.lose_gone()
                 kept = check_pack(self, damaged.pack, deep=False)
                 if kept is not None:
                     self.packs.lose(damaged.pack, kept)
@@ -227,6 +229,8 @@ class PackRepository:
         base = self.open(origin.base)
         if base.record.origin.size != origin.size or base.chunk_size != self._format.chunk_size:
             raise DataCorrupt(f"backup {origin.base} is of another size; it cannot be a base")
+        if not self.packs.may_miss:
+            return base, []
         size = base.chunk_size
         missing = [Extent(index * size, min(size, origin.size - index * size)) for index in base.missing_chunks()]
         return base, missing
@@ -269,7 +273,18 @@ class PackRepository:
         """In the pack thread, or when that has ended."""
         try:
             self.packs.index.merge()
-            self.storage.replace(_CACHE, self.packs.index.dump())
+            upload = self.storage.upload("", name=_CACHE)
+            try:
+                parts: list[bytes] = []
+                for part in self.packs.index.dump():
+                    parts.append(part)
+                    if sum(map(len, parts)) >= _CACHE_WRITE_BYTES:
+                        upload.append(parts)
+                        parts = []
+                upload.append(parts)
+                upload.finish(_CACHE)
+            finally:
+                upload.abort()
             self._cached_packs = self.packs.sealed_count
         except StillpointError as error:
             logger.warning("the cache of the index cannot be written; it will be made anew: %s", error)
@@ -368,16 +383,19 @@ def load_packs(storage: Storage, format_: Format, *, pack_size: int = PACK_SIZE)
     """The index, from its cache as far as that agrees with the packs, and what is in quarantine."""
     notes = Notes(storage, format_.keys.manifest)
     quarantined = notes.quarantined()
+    anew = False
     try:
-        index = ChunkIndex.load(storage.read(_CACHE))
+        index = ChunkIndex.load(lambda offset, length: storage.read(_CACHE, offset=offset, length=length))
     except (NotFound, DataCorrupt) as error:
         logger.info("the index is made anew from the packs: %s", error)
-        index = ChunkIndex()
-    read_count = reconcile(storage, index, quarantined)
+        # What the packs that are there cannot tell is which others there were.
+        index, anew = ChunkIndex(), True
+    read_count, gone_count = reconcile(storage, index, quarantined)
     if read_count:
         logger.info("read the headers of packs that the index did not know", extra={"packs": read_count})
     packs = Packs(storage, index, format_.keys, pack_size=pack_size)
     packs.quarantined = quarantined
+    packs.may_miss = bool(quarantined or gone_count or anew)
     return packs, notes
 
 

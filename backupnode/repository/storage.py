@@ -87,7 +87,9 @@ class Storage(Protocol):
         """Durable on return. Raises NotFound."""
         ...
 
-    def upload(self, folder: str) -> Upload: ...
+    def upload(self, folder: str, *, name: str = "") -> Upload:
+        """name: when it is known already. Without it, some storages have to keep everything in memory."""
+        ...
 
     def total_bytes(self) -> int:
         """Of all objects."""

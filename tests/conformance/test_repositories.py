@@ -249,7 +249,7 @@ def test_an_unfinished_backup_is_not_listed_and_a_collection_takes_what_it_left(
         await repository.close()
         repository = await open_repository(tmp_path)
         await repository.collect()
-        assert await repository.stored_bytes() < before + 8192
+        assert await repository.stored_bytes() < before + 16384
         await repository.close()
 
     asyncio.run(main())
@@ -294,7 +294,7 @@ def test_a_commit_that_is_cancelled_leaves_another_that_waits_for_the_same_pack(
         upload = repository.storage.upload
         may_finish = threading.Event()
 
-        def slow_upload(folder: str) -> Upload:
+        def slow_upload(folder: str, *, name: str = "") -> Upload:
             made = upload(folder)
             finish = made.finish
 
