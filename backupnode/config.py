@@ -9,6 +9,7 @@ from stillpoint.config import Address, TlsConfig
 from stillpoint.errors import ConfigError
 
 from .notify import NotifyConfig
+from .pressure import BEHIND_BYTES
 from .repository import S3Config, Secret
 from .retention import RetentionPolicy
 from .schedule import ScheduleConfig
@@ -53,6 +54,7 @@ class BackupNodeConfig:
     compression_level: of zstd; 1 is the fastest that gains much.
 
     rate_limit: bytes per second that a backup takes from the standby; 0: no limit.
+    behind_bytes: of a volume's writes in the standby's memory, from which on backups read slower; 0: never.
     """
 
     state_dir: Path
@@ -63,6 +65,7 @@ class BackupNodeConfig:
     standby: StandbyConfig = field(default_factory=StandbyConfig)
     compression_level: int = 1
     rate_limit: int = 0
+    behind_bytes: int = BEHIND_BYTES
     encryption: EncryptionConfig = field(default_factory=EncryptionConfig)
     retention: RetentionPolicy = field(default_factory=RetentionPolicy)
     schedules: tuple[ScheduleConfig, ...] = ()

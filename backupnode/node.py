@@ -55,7 +55,7 @@ async def _serve(
     credentials: Credentials | None,
     stop: asyncio.Event,
 ) -> None:
-    puller = Puller(standby, repository, rate_bytes_s=config.rate_limit)
+    puller = Puller(standby, repository, rate_bytes_s=config.rate_limit, behind_bytes=config.behind_bytes)
     with low_priority_executor() as low_priority, ThreadPoolExecutor(2, thread_name_prefix="read") as readers:
         exports = BackupExports(repository.open, low_priority)
         for record in (await repository.list()).backups:

@@ -26,10 +26,12 @@ from stillpoint.config import check_name
 from stillpoint.errors import DataCorrupt, NotFound, Refused, StillpointError
 
 from .audit import AuditMiss, audit
+from .pressure import BEHIND_BYTES, LOOK_S, Pressure
 from .progress import Progress, Report
 from .repository import BackupRecord, BackupWriter, Origin, Repository
 from .source import RetryPolicy, Source, joined
 from .standby_client import DamagedInTransit, SnapshotName, StandbyClient
+from .throttle import Throttle
 
 logger = logging.getLogger(__name__)
 
@@ -47,14 +49,21 @@ class Puller:
         *,
         retry: RetryPolicy | None = None,
         rate_bytes_s: int = 0,
+        behind_bytes: int = BEHIND_BYTES,
+        look_s: float = LOOK_S,
         clock: Callable[[], int] = time.time_ns,
     ) -> None:
-        """rate_bytes_s: of each backup, as received from the standby; 0: no limit."""
+        """rate_bytes_s: of each backup, as received from the standby; 0: no limit.
+
+        behind_bytes: see `Pressure`, which looks every look_s.
+        """
         self._standby = standby
         self._repository = repository
         self._retry = retry or RetryPolicy()
         self._clock = clock
         self._rate_bytes_s = rate_bytes_s
+        self._throttle = Throttle()
+        self._pressure = Pressure(standby, self._throttle, behind_bytes=behind_bytes, look_s=look_s)
         self._running: set[str] = set()
         self._turns = asyncio.Semaphore(_RUNNING_MAX)
         self.succeeded_count = self.failed_count = 0  # backups since the node started
@@ -84,7 +93,7 @@ class Puller:
             check_name(snapshot, "snapshot")
         with self._only_one(volume):
             report(Progress("snapshot"))
-            async with self._turns:
+            async with self._turns, self._pressure.watched():
                 try:
                     record = await self._run(volume, snapshot, report, full=full)
                 except StillpointError:
@@ -157,7 +166,7 @@ class Puller:
             self._running.discard(volume)
 
     async def _pull(self, snapshot: SnapshotName, report: Report, *, full: bool) -> BackupRecord:
-        source = Source(self._standby, snapshot, self._retry, rate_bytes_s=self._rate_bytes_s)
+        source = Source(self._standby, snapshot, self._retry, rate_bytes_s=self._rate_bytes_s, throttle=self._throttle)
         description = await source.describe()
         origin = Origin(
             volume=snapshot.volume,

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
 from collections import deque
 from collections.abc import AsyncGenerator, Iterable, Iterator, Sequence
 from contextlib import aclosing
@@ -21,6 +20,7 @@ from stillpoint.wire.chunks import DecodedChunk
 from .progress import Progress, Report
 from .repository import BackupWriter
 from .standby_client import DamagedInTransit, SnapshotDescription, SnapshotName, StandbyClient
+from .throttle import Pace, Throttle
 
 logger = logging.getLogger(__name__)
 
@@ -51,14 +51,21 @@ class Source:
     """`describe` comes first. `received_bytes`: of data, so far."""
 
     def __init__(
-        self, standby: StandbyClient, snapshot: SnapshotName, retry: RetryPolicy, *, rate_bytes_s: int = 0
+        self,
+        standby: StandbyClient,
+        snapshot: SnapshotName,
+        retry: RetryPolicy,
+        *,
+        rate_bytes_s: int = 0,
+        throttle: Throttle | None = None,
     ) -> None:
+        """rate_bytes_s: of this one; 0: no limit. throttle: of all that read from this standby."""
         self.snapshot = snapshot
         self.received_bytes = 0
         self._standby = standby
         self._retry = retry
-        self._rate_bytes_s = rate_bytes_s
-        self._started_s = time.monotonic()
+        self._pace = Pace(rate_bytes_s)
+        self._throttle = throttle or Throttle()
         self._description: SnapshotDescription | None = None
         self._interruptions = 0
 
@@ -198,16 +205,16 @@ class Source:
                     )
                 position += chunk.length
                 self.received_bytes += len(chunk.data)
-                await self._pace()
+                await self._wait_for_turn(len(chunk.data))
                 yield chunk
         if position < extent.end:
             raise PeerUnavailable(f"the standby ended the stream at byte {position} of {extent.end}")
 
-    async def _pace(self) -> None:
-        if self._rate_bytes_s:
-            early_s = self.received_bytes / self._rate_bytes_s - (time.monotonic() - self._started_s)
-            if early_s > 0.01:
-                await asyncio.sleep(early_s)
+    async def _wait_for_turn(self, size: int) -> None:
+        early_s = self._pace.take(size)
+        if early_s > 0.01:
+            await asyncio.sleep(early_s)
+        await self._throttle.taken(size)
 
     def _interrupted(self, error: StillpointError, attempt: int, offset: int) -> None:
         """Raises it, with what was being done, when that was once too often."""

@@ -17,7 +17,7 @@ from stillpoint.tls import Credentials
 from stillpoint.wire import chunks, streams
 from stillpoint.wire.channel import open_channel
 from stillpoint.wire.status import from_rpc_error
-from stillpoint.wire.v1 import export_pb2, export_pb2_grpc, standby_pb2, standby_pb2_grpc
+from stillpoint.wire.v1 import common_pb2, export_pb2, export_pb2_grpc, standby_pb2, standby_pb2_grpc
 
 # A control call that takes longer finds a node that hangs.
 _CALL_TIMEOUT_S: Final = 30.0
@@ -74,6 +74,12 @@ class StandbyClient:
         request = standby_pb2.DeleteSnapshotRequest(volume=snapshot.volume, name=snapshot.name, bookmark=bookmark)
         with _named_errors(self._standby_peer):
             await self._standby.DeleteSnapshot(request, timeout=_CALL_TIMEOUT_S)
+
+    async def staged_bytes(self) -> int:
+        """The most that the standby holds in memory of one volume's writes, not yet in its mirror."""
+        with _named_errors(self._standby_peer):
+            status = await self._standby.GetStatus(common_pb2.Empty(), timeout=_CALL_TIMEOUT_S)
+        return max((mirror.staged_bytes for mirror in status.mirrors), default=0)
 
     async def list_snapshots(self) -> list[SnapshotName]:
         with _named_errors(self._standby_peer):

@@ -45,6 +45,7 @@ class StandInStandby(standby_pb2_grpc.StandbyServiceServicer, export_pb2_grpc.Ex
     bookmarks: dict[tuple[str, str], int] = field(default_factory=dict)
     changes: list[tuple[int, Extent]] = field(default_factory=list)
     sent_bytes: int = 0
+    staged_bytes: int | None = 0  # of each mirror, as GetStatus tells; None: it does not answer
 
     def add_to(self, server: grpc.aio.Server) -> None:
         add_standby: Any = standby_pb2_grpc.add_StandbyServiceServicer_to_server
@@ -98,6 +99,13 @@ class StandInStandby(standby_pb2_grpc.StandbyServiceServicer, export_pb2_grpc.Ex
     async def DeleteBookmark(self, request: standby_pb2.BookmarkName, _: Context) -> common_pb2.Empty:
         del self.bookmarks[request.volume, request.name]
         return common_pb2.Empty()
+
+    @answers
+    async def GetStatus(self, _request: common_pb2.Empty, _: Context) -> standby_pb2.StandbyStatus:
+        if self.staged_bytes is None:
+            raise PeerUnavailable("not now")
+        mirrors = [standby_pb2.Mirror(volume=name, staged_bytes=self.staged_bytes) for name in self.volumes]
+        return standby_pb2.StandbyStatus(mirrors=mirrors)
 
     def note_changed(self, offset: int, length: int) -> None:
         self.changes.append((self.created_count + 1, Extent(offset, length)))
