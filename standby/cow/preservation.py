@@ -60,7 +60,6 @@ class PreservationStore:
     number: of the store within its node, the high bits of every address it gives.
     size_max: bytes of the device up to which `extend` may grow it; 0: it has the size it has.
     extend: asked, by the thread that preserves and with the store's lock held, for room for that many bytes more.
-    warning_percent: the highest of WARNING_PERCENTS that is reached, of what the store may become; 0: none.
     """
 
     durable = False
@@ -76,7 +75,7 @@ class PreservationStore:
         self.failed = ""
         self.size_max = 0
         self.extend: Callable[[int], bool] | None = None
-        self.warning_percent = 0
+        self._warned_percent = 0
         self._data_offset = data_offset
         self._allocator = SlotAllocator(data_offset=data_offset, data_size=device.size - data_offset)
         self._lock = threading.Lock()
@@ -95,6 +94,12 @@ class PreservationStore:
     def used_percent(self) -> int:
         """Of what it may become."""
         return 100 * self.used_size // max(self.size, self.size_max - self._data_offset)
+
+    @property
+    def warning_percent(self) -> int:
+        """The highest of WARNING_PERCENTS that is reached; 0: none."""
+        percent = self.used_percent
+        return max((limit for limit in WARNING_PERCENTS if percent >= limit), default=0)
 
     def grow(self, size: int, announce: Callable[[], None]) -> None:
         """Make the device `size` bytes and use them. Durable on return. Waits for the disk.
@@ -177,12 +182,11 @@ class PreservationStore:
         return slots
 
     def _warn(self) -> None:
-        percent = self.used_percent
-        reached = max((limit for limit in WARNING_PERCENTS if percent >= limit), default=0)
-        if reached > self.warning_percent:
-            fields = {"store": self.name, "percent": percent, "used": self.used_size, "size": self.size}
+        reached = self.warning_percent
+        if reached > self._warned_percent:
+            fields = {"store": self.name, "percent": self.used_percent, "used": self.used_size, "size": self.size}
             logger.warning("preservation store is %d %% full", reached, extra=fields)
-        self.warning_percent = reached
+        self._warned_percent = reached
 
     def _write_blocks(self, images: PreImages, stored: npt.NDArray[np.int64], slots: Addresses) -> None:
         for start, end in _runs(slots, images.block_size // UNIT_SIZE):

@@ -28,8 +28,9 @@ from .volume import mode_word, pair_cell, volume_document
 M = TypeVar("M", bound=Message)
 
 WATCH_INTERVAL_S = 1.0
-# A store this full deserves a word before snapshots begin to die.
-STORE_WARNING_PERCENT = 85
+# Of the levels at which a store warns, those that are a problem; below, there is time to think.
+_STORE_PROBLEM_PERCENT = 85
+_STORE_URGENT_PERCENT = 95
 
 
 @dataclass(slots=True)
@@ -98,9 +99,29 @@ def find_problems(state: ClusterState, only: str | None = None) -> list[str]:
     for store in state.standby.stores if state.standby else ():
         if store.failure:
             problems.append(f"store {store.name}: {store.failure}")
-        elif store.size and 100 * store.used_bytes >= STORE_WARNING_PERCENT * store.size:
-            problems.append(f"store {store.name} is {used_cell(store)} full; delete snapshots or make a larger store")
+        elif store.warning_percent >= _STORE_PROBLEM_PERCENT:
+            problems.append(_filling(store))
     return problems
+
+
+def find_notices(state: ClusterState) -> list[str]:
+    """One line for each thing that will be a problem if nobody does anything."""
+    stores = state.standby.stores if state.standby else ()
+    return [
+        _filling(store) for store in stores if not store.failure and 0 < store.warning_percent < _STORE_PROBLEM_PERCENT
+    ]
+
+
+def _filling(store: standby_pb2.Store) -> str:
+    what = f"store {store.name} is {used_cell(store)} full"
+    if store.warning_percent < _STORE_PROBLEM_PERCENT:
+        return what
+    remedy = "delete snapshots"
+    if store.kind == standby_pb2.STORE_KIND_FILE:
+        remedy += f", or enlarge it with `standbyctl store extend {store.name} --size SIZE`"
+    if store.warning_percent < _STORE_URGENT_PERCENT:
+        return f"{what}; {remedy}"
+    return f"{what}, and when it is full the oldest snapshots are lost; {remedy}"
 
 
 def _apart(volume: primary_pb2.Volume) -> str:
@@ -133,6 +154,7 @@ def status_document(state: ClusterState, only: str | None) -> dict[str, Any]:
     return {
         "healthy": not problems,
         "problems": problems,
+        "notices": find_notices(state),
         "nodes": {
             "primary": _node_document(state, "primary", state.primary),
             "standby": _node_document(state, "standby", state.standby),
@@ -203,6 +225,8 @@ def show_status(output: Output, state: ClusterState, only: str | None) -> None:
     problems = find_problems(state, only)
     for problem in problems:
         output.alarm(problem)
+    for notice in find_notices(state):
+        output.line(f"note: {notice}")
     if not problems:
         output.line("healthy: every node answers and every volume is in sync")
 

@@ -25,6 +25,7 @@ def store_document(store: standby_pb2.Store) -> dict[str, Any]:
         "map": store.map,
         "size_max": store.size_max,
         "used_percent": store.used_percent,
+        "warning_percent": store.warning_percent,
         "failure": store.failure,
     }
 
@@ -34,7 +35,8 @@ def kind_word(kind: standby_pb2.StoreKind) -> str:
 
 
 def used_cell(store: standby_pb2.Store) -> str:
-    return f"{100 * store.used_bytes // store.size}%" if store.size else "-"
+    """Of what it may become."""
+    return f"{store.used_percent}%" if store.size else "-"
 
 
 async def create_store(

@@ -49,10 +49,7 @@ class Hooks:
         self._cluster.kill("primary")
         self._cluster.start("primary")
         for volume in ("a", "b"):
-            deadline = time.monotonic() + 30
-            while self._cluster.cli("volume", "show", volume)["pair"]["state"] != "in_sync":
-                assert time.monotonic() < deadline
-                time.sleep(0.1)
+            self._cluster.wait_in_sync(volume)
 
     def _words(self, volume: str, action: str, script: str) -> list[str]:
         return ["sh", "-c", f"echo {action} {volume} >> {self._log}; {script}"]

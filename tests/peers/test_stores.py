@@ -14,6 +14,7 @@ from tests.support.requirements import requires_tools
 pytestmark = [requires_tools("qemu-io", "nbdcopy"), pytest.mark.timeout(240)]
 
 MIB = 1 << 20
+BLOCK = 64 << 10
 SIZE = 8 * MIB
 
 
@@ -78,6 +79,35 @@ def test_a_store_grows_by_request_and_by_itself(cluster: LocalCluster, tmp_path:
     smaller = cluster.run("store", "extend", "asked", "--size", "1MiB")
     assert smaller.code == 1
     assert smaller.error
+
+
+def test_status_says_how_full_a_store_is_also_after_a_restart(own_cluster: LocalCluster, tmp_path: Path) -> None:
+    own_cluster.cli("volume", "create", "one", "--size", str(2 * SIZE))
+    uri = f"{own_cluster.env['primary']['nbd']}/one"
+
+    def write(pattern: int, offset: int, length: int) -> None:
+        command = ["qemu-io", "-f", "raw", "-c", f"write -P {pattern} {offset} {length}", "-c", "flush", uri]
+        subprocess.run(command, check=True, capture_output=True, timeout=60)
+
+    write(9, 0, 2 * SIZE)  # blocks of zeroes would take no room
+    size = own_cluster.cli("store", "create", "tight", "--file", tmp_path / "tight", "--size", "14MiB")["size"]
+    own_cluster.cli("snapshot", "create", "one", "--name", "s", "--store", "tight")
+    began = 0
+    for level, code in ((70, 0), (85, 1), (95, 1)):
+        ended = -(-size * level // (100 * BLOCK)) * BLOCK
+        write(1, began, ended - began)
+        began = ended
+        if level == 95:
+            own_cluster.kill("standby")
+            own_cluster.start("standby")
+            own_cluster.wait_in_sync("one")
+        told = own_cluster.run("--json", "status")
+        (store,) = [each for each in told.document["stores"] if each["name"] == "tight"]
+        assert (told.code, store["warning_percent"]) == (code, level)
+        lines = told.document["problems" if code else "notices"]
+        assert len(lines) == 1
+        assert lines[0].startswith(f"store tight is {store['used_percent']}% full")
+        assert lines[0] in own_cluster.run("status").stdout
 
 
 def test_a_store_on_a_device_takes_the_size_of_the_device(cluster: LocalCluster, tmp_path: Path) -> None:

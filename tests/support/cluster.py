@@ -13,6 +13,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -108,6 +109,13 @@ class LocalCluster:
     def start(self, node: str) -> None:
         """Start a node again on its old ports; back when it serves."""
         self._local("start", node)
+
+    def wait_in_sync(self, volume: str, *, timeout_s: float = 60) -> None:
+        """Until the volume's pair is in sync."""
+        deadline = time.monotonic() + timeout_s
+        while (state := self.cli("volume", "show", volume)["pair"]["state"]) != "in_sync":
+            assert time.monotonic() < deadline, f"{volume} is {state}{self.log_tails()}"
+            time.sleep(0.1)
 
     def down(self) -> None:
         self._local("down")

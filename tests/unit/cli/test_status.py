@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from stillpoint.cli.status import ClusterState, find_problems, require_volume, status_document
+from stillpoint.cli.status import ClusterState, find_notices, find_problems, require_volume, status_document
 from stillpoint.config import Address
 from stillpoint.errors import NotFound
 from stillpoint.wire.v1 import backup_pb2, export_pb2, primary_pb2, standby_pb2
@@ -89,12 +89,30 @@ def test_a_failed_device_a_failed_mirror_and_a_failed_store_are_problems() -> No
     assert len(find_problems(state)) == 3
 
 
-@pytest.mark.parametrize(("used", "problem_count"), [(84, 0), (85, 1), (100, 1)])
-def test_a_store_that_is_nearly_full_is_a_problem(used: int, problem_count: int) -> None:
+@pytest.mark.parametrize(
+    ("level", "line"),
+    [
+        (0, None),
+        (70, "store s is 77% full"),
+        (85, "store s is 77% full; delete snapshots"),
+        (95, "store s is 77% full, and when it is full the oldest snapshots are lost; delete snapshots"),
+    ],
+)
+def test_a_store_that_fills_up_is_worth_a_note_and_then_a_problem(level: int, line: str | None) -> None:
     state = healthy()
     assert state.standby
-    state.standby.stores.add(name="s", size=100, used_bytes=used)
-    assert len(find_problems(state)) == problem_count
+    # Percent of what it may become: the level is the standby's to say, not to be computed again from the size.
+    state.standby.stores.add(
+        name="s",
+        kind=standby_pb2.STORE_KIND_MEMORY,
+        size=100,
+        used_bytes=100,
+        used_percent=77,
+        warning_percent=level,
+    )
+    assert find_problems(state) == ([line] if level >= 85 else [])
+    assert find_notices(state) == ([line] if level == 70 else [])
+    assert status_document(state, None)["notices"] == find_notices(state)
 
 
 def test_a_mirror_without_its_volume_is_a_problem_unless_the_primary_is_down() -> None:
