@@ -21,6 +21,7 @@ test_tools=(
   nbdkit:nbdkit
   qemu-io:qemu-utils
   strace:strace
+  systemd-analyze:systemd
 )
 bench_tools=("${test_tools[@]}" qemu-storage-daemon:qemu-system-common borg:borgbackup restic:restic)
 docker_tools=(dockerd:docker.io debootstrap:debootstrap)
