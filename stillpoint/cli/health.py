@@ -1,19 +1,29 @@
-"""`python -m stillpoint.cli.health HOST:PORT`: exit 0 when the node there says it is serving, else one line and exit 1.
+"""`python -m stillpoint.cli.health [--tls FOLDER] HOST:PORT`: exit 0 when the node there serves; else a line and 1.
 
-What a container's health check runs, so it loads nothing but gRPC's own health service.
+What a container's health check runs, so it loads nothing but gRPC's own health service. FOLDER holds certificates; the
+node's own will do.
 """
 
+import argparse
 import sys
+from pathlib import Path
 
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from ..errors import ConfigError
+from ..tls import Credentials
+
 TIMEOUT_S = 3.0
 
 
-def what_is_wrong(address: str, *, timeout_s: float = TIMEOUT_S) -> str | None:
+def what_is_wrong(address: str, certificates: Path | None = None, *, timeout_s: float = TIMEOUT_S) -> str | None:
     """One line saying why the node at `address` does not serve, or None when it does."""
-    with grpc.insecure_channel(address) as channel:
+    try:
+        channel = _channel(address, certificates)
+    except ConfigError as error:
+        return str(error)
+    with channel:
         try:
             answer = health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=timeout_s)
         except grpc.RpcError as error:
@@ -23,11 +33,22 @@ def what_is_wrong(address: str, *, timeout_s: float = TIMEOUT_S) -> str | None:
     return f"{address} says {health_pb2.HealthCheckResponse.ServingStatus.Name(answer.status)}"
 
 
+def _channel(address: str, certificates: Path | None) -> grpc.Channel:
+    if certificates is None:
+        return grpc.insecure_channel(address)
+    ours = Credentials(certificates)
+    identity = grpc.ssl_channel_credentials(ours.authority_pem, ours.key_pem, ours.certificate_pem)
+    return grpc.secure_channel(address, identity)
+
+
 def main() -> int:
-    if len(sys.argv) != 2:
-        print("usage: python -m stillpoint.cli.health HOST:PORT", file=sys.stderr)
-        return 2
-    wrong = what_is_wrong(sys.argv[1])
+    parser = argparse.ArgumentParser(
+        prog="python -m stillpoint.cli.health", description="Ask a node whether it serves."
+    )
+    parser.add_argument("--tls", type=Path, metavar="FOLDER", help="our certificates; the node's own will do")
+    parser.add_argument("address", metavar="HOST:PORT")
+    options = parser.parse_args()
+    wrong = what_is_wrong(options.address, options.tls)
     if wrong is not None:
         print(wrong, file=sys.stderr)
     return 0 if wrong is None else 1

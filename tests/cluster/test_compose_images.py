@@ -14,7 +14,9 @@ from typing import Any
 import pytest
 
 from stillpoint.cli.health import what_is_wrong
+from stillpoint.security.roles import Role
 from tests.support.docker import (
+    CERTIFICATES,
     COMPOSE_FOLDER,
     PORTS,
     ContainerCluster,
@@ -43,6 +45,13 @@ class Operator:
     cluster_file: Path
     primary_nbd: str
     standby_nbd: str
+    certificates: Path
+
+    def volume(self, name: str) -> str:
+        return f"{self.primary_nbd}/{name}?tls-certificates={self.certificates}"
+
+    def snapshot(self, name: str) -> str:
+        return f"{self.standby_nbd}/{name}?tls-certificates={self.certificates}"
 
     def standbyctl(self, *arguments: str) -> Any:
         command = [str(Path(sys.executable).with_name("standbyctl")), "--json", "--cluster", str(self.cluster_file)]
@@ -52,11 +61,14 @@ class Operator:
 
 
 @pytest.fixture(scope="module")
-def cluster(image: str) -> Iterator[ContainerCluster]:
-    with container_cluster(image) as nodes:
+def cluster(image: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ContainerCluster]:
+    with container_cluster(image, tmp_path_factory.mktemp("pki")) as nodes:
         addresses = [f"127.0.0.1:{nodes.published_port(node, ports['grpc'])}" for node, ports in PORTS.items()]
         with nodes.logs_on_failure():
-            _wait_for("the nodes to serve", lambda: not any(map(what_is_wrong, addresses)))
+            _wait_for(
+                "the nodes to serve",
+                lambda: not any(what_is_wrong(each, nodes.pki.issue(Role.ADMIN)) for each in addresses),
+            )
         yield nodes
 
 
@@ -65,15 +77,16 @@ def test_three_containers_mirror_snapshot_back_up_and_restore(cluster: Container
     cluster_file.write_text(cluster.cluster_file())
     operator = Operator(
         cluster_file,
-        primary_nbd=f"nbd://127.0.0.1:{cluster.published_port('primary', 10809)}",
-        standby_nbd=f"nbd://127.0.0.1:{cluster.published_port('standby', 10810)}",
+        primary_nbd=f"nbds://127.0.0.1:{cluster.published_port('primary', 10809)}",
+        standby_nbd=f"nbds://127.0.0.1:{cluster.published_port('standby', 10810)}",
+        certificates=cluster.pki.issue(Role.CLIENT),
     )
     with cluster.logs_on_failure():
         _do_the_main_job(operator, tmp_path)
 
 
 def test_backup_node_reaches_the_standby_and_never_the_primary(cluster: ContainerCluster) -> None:
-    probe = ["python", "-m", "stillpoint.cli.health"]
+    probe = ["python", "-m", "stillpoint.cli.health", "--tls", CERTIFICATES]
     assert cluster.nodes["backup"].exec([*probe, "standby:7420"]).exit_code == 0
     addresses = cluster.addresses("primary")
     assert len(addresses) == 2
@@ -88,6 +101,9 @@ def test_compose_file_brings_up_a_healthy_cluster_that_standbyctl_drives(image: 
     ports = {(node, key): _free_port() for node, keys in PORTS.items() for key in keys}
     environment = {f"STILLPOINT_{node}_{key}_PORT".upper(): str(port) for (node, key), port in ports.items()}
     environment["STILLPOINT_IMAGE"] = image
+    certificates = tmp_path / "certificates"
+    certificates.mkdir()
+    environment["STILLPOINT_CERTIFICATES"] = str(certificates)
     command = [*compose, "--file", str(COMPOSE_FOLDER / "compose.yaml")]
     command += ["--project-name", f"stillpoint-test-{os.getpid()}"]
 
@@ -104,15 +120,17 @@ def test_compose_file_brings_up_a_healthy_cluster_that_standbyctl_drives(image: 
             f"{node}: {{ " + ", ".join(f'{key}: "127.0.0.1:{ports[node, key]}"' for key in keys) + " }\n"
             for node, keys in PORTS.items()
         )
+        + "tls: { directory: certificates/admin, nbd: require }\n"
     )
     operator = Operator(
         cluster_file,
-        primary_nbd=f"nbd://127.0.0.1:{ports['primary', 'nbd']}",
-        standby_nbd=f"nbd://127.0.0.1:{ports['standby', 'nbd']}",
+        primary_nbd=f"nbds://127.0.0.1:{ports['primary', 'nbd']}",
+        standby_nbd=f"nbds://127.0.0.1:{ports['standby', 'nbd']}",
+        certificates=certificates / "client",
     )
     try:
         run("up", "--detach")
-        containers = run("ps", "--quiet").split()
+        containers = run("ps", "--quiet", *PORTS).split()
         assert len(containers) == 3
         _wait_for("three healthy containers", lambda: _health_of(containers) == ["healthy"] * 3)
         _do_the_main_job(operator, tmp_path)
@@ -130,15 +148,15 @@ def _do_the_main_job(operator: Operator, folder: Path) -> None:
     from_snapshot, from_backup = folder / "from-snapshot.raw", folder / "from-backup.raw"
 
     operator.standbyctl("volume", "create", "vol1", "--size", str(VOLUME_SIZE))
-    _nbdcopy(image, f"{operator.primary_nbd}/vol1")
+    _nbdcopy(image, operator.volume("vol1"))
     snapshot = operator.standbyctl("snapshot", "create", "vol1", "--name", "s1")
     assert snapshot["id"] == "vol1@s1"
-    _nbdcopy(overwritten, f"{operator.primary_nbd}/vol1")
-    _nbdcopy(f"{operator.standby_nbd}/vol1@s1", from_snapshot)
+    _nbdcopy(overwritten, operator.volume("vol1"))
+    _nbdcopy(operator.snapshot("vol1@s1"), from_snapshot)
     assert _same_bytes(from_snapshot, image)
 
     backup = operator.standbyctl("backup", "run", "vol1")
-    _nbdcopy(image, f"{operator.primary_nbd}/vol1")
+    _nbdcopy(image, operator.volume("vol1"))
     operator.standbyctl("backup", "restore", backup["id"], str(from_backup))
     assert _same_bytes(from_backup, overwritten)
 

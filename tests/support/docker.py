@@ -19,6 +19,9 @@ os.environ.setdefault("TESTCONTAINERS_RYUK_DISABLED", "true")
 from testcontainers.core.container import DockerContainer
 from testcontainers.core.network import Network
 
+from stillpoint.security.roles import Role
+from tests.support.pki import TestPki
+
 ROOT = Path(__file__).resolve().parents[2]
 COMPOSE_FOLDER = ROOT / "deploy/compose"
 CONFIG_FOLDER = COMPOSE_FOLDER / "config"
@@ -31,6 +34,14 @@ PORTS = {
     "standby": {"grpc": 7420, "export_grpc": 7422, "nbd": 10810, "volume_nbd": 10809},
     "backup": {"grpc": 7430, "nbd": 10811},
 }
+ROLES = {"primary": Role.DATA, "standby": Role.DATA, "backup": Role.BACKUP}
+# What each node is called by the others, and by the host through its published ports.
+HOSTS = {
+    "primary": ("primary", "localhost", "127.0.0.1"),
+    "standby": ("standby", "standby-datalink", "localhost", "127.0.0.1"),
+    "backup": ("backup", "localhost", "127.0.0.1"),
+}
+CERTIFICATES = "/etc/stillpoint/certificates/tls"
 MODULES = {"primary": "primary", "standby": "standby", "backup": "backupnode"}
 # The networks each node is on, and its further names there.
 NETWORKS: dict[str, dict[str, list[str]]] = {
@@ -57,6 +68,7 @@ def built_image() -> Iterator[str]:
 @dataclass(frozen=True)
 class ContainerCluster:
     nodes: dict[str, DockerContainer]
+    pki: TestPki
 
     def cluster_file(self) -> str:
         """What standbyctl on the host needs, as YAML."""
@@ -64,6 +76,7 @@ class ContainerCluster:
         for node, ports in PORTS.items():
             entries = (f'{key}: "127.0.0.1:{self.published_port(node, port)}"' for key, port in ports.items())
             lines.append(f"{node}: {{ {', '.join(entries)} }}\n")
+        lines.append(f"tls: {{ directory: {self.pki.issue(Role.ADMIN)}, nbd: require }}\n")
         return "".join(lines)
 
     def published_port(self, node: str, port: int) -> int:
@@ -88,23 +101,28 @@ class ContainerCluster:
 
 
 @contextlib.contextmanager
-def container_cluster(image: str) -> Iterator[ContainerCluster]:
+def container_cluster(image: str, folder: Path) -> Iterator[ContainerCluster]:
+    """`folder` for the certificates of its nodes and of its users."""
+    pki = TestPki(folder)
     with contextlib.ExitStack() as stack:
         networks = {
             name: stack.enter_context(Network(docker_network_kw={"internal": name == "datalink"}))
             for name in ("front", "datalink", "backup")
         }
-        nodes = {node: stack.enter_context(_container(node, image, networks)) for node in PORTS}
-        yield ContainerCluster(nodes)
+        nodes = {node: stack.enter_context(_container(node, image, networks, pki)) for node in PORTS}
+        yield ContainerCluster(nodes, pki)
 
 
 @contextlib.contextmanager
-def _container(node: str, image: str, networks: dict[str, Network]) -> Iterator[DockerContainer]:
+def _container(node: str, image: str, networks: dict[str, Network], pki: TestPki) -> Iterator[DockerContainer]:
     first, *others = NETWORKS[node]
+    certificates = pki.issue(ROLES[node], node, hosts=HOSTS[node])
+    (certificates / "key.pem").chmod(0o644)  # the node's user inside is another one than ours
     container = (
         DockerContainer(image, read_only=True, cap_drop=["ALL"], security_opt=["no-new-privileges:true"])
         .with_command(["python", "-m", MODULES[node], "--config", f"/etc/stillpoint/{node}.yaml"])
         .with_volume_mapping(CONFIG_FOLDER / f"{node}.yaml", f"/etc/stillpoint/{node}.yaml")
+        .with_volume_mapping(certificates, CERTIFICATES)
         .with_tmpfs_mount("/tmp")
         .with_network(networks[first])
         .with_network_aliases(node, *NETWORKS[node][first])

@@ -28,12 +28,12 @@ class TestPki:
         self.authority = Authority.create(folder / "ca")
         self._count = 0
 
-    def issue(self, role: Role, name: str = "") -> Path:
+    def issue(self, role: Role, name: str = "", *, hosts: Sequence[str] = LOOPBACK) -> Path:
         """An honest certificate; its folder. The same one when asked for again."""
         name = name or f"{role.value}1"
         folder = self.folder / name
         if not folder.exists():
-            self.authority.issue(Identity(role, name), folder, hosts=LOOPBACK if role.serves else ())
+            self.authority.issue(Identity(role, name), folder, hosts=hosts if role.serves else ())
         return folder
 
     def credentials(self, role: Role, name: str = "") -> Credentials:
