@@ -72,15 +72,18 @@ def stillpoint_pair(folder: Path, carrier: str, *, size: int = SIZE) -> Iterator
 
 
 @contextlib.contextmanager
-def qemu_pair(folder: Path) -> Iterator[str]:
-    """Two qemu-storage-daemons, the first mirroring to the second over NBD; yields the first one's URI."""
+def qemu_pair(folder: Path, *, size: int = SIZE, preserve_in: Path | None = None) -> Iterator[str]:
+    """Two qemu-storage-daemons, the first mirroring to the second over NBD; yields the first one's URI.
+
+    preserve_in: where the second one takes what is overwritten, from the first write on.
+    """
     port, control = free_port(), folder / "qmp"
-    with qemu_storage_daemon(make_file(folder / "target", SIZE)) as target:
+    with qemu_storage_daemon(make_file(folder / "target", size), preserve_in=preserve_in) as target:
         target_port = int(target.rsplit(":", 1)[1].split("/")[0])
         command = [
             "qemu-storage-daemon",
             "--blockdev",
-            f"driver=file,node-name=disk,filename={make_file(folder / 'source', SIZE)},cache.direct=off,discard=unmap",
+            f"driver=file,node-name=disk,filename={make_file(folder / 'source', size)},cache.direct=off,discard=unmap",
             "--blockdev",
             f"driver=nbd,node-name=mirror,server.type=inet,server.host=127.0.0.1,server.port={target_port},export=disk",
             "--nbd-server", f"addr.type=inet,addr.host=127.0.0.1,addr.port={port},max-connections=16",
@@ -112,7 +115,8 @@ def _start_mirror(control: Path) -> None:
         ask("qmp_capabilities")
         ask(
             "blockdev-mirror",
-            **{"job-id": "mirror", "device": "disk", "target": "mirror", "sync": "full", "copy-mode": "write-blocking"},
+            # Both files hold the same already, so nothing has to be copied first.
+            **{"job-id": "mirror", "device": "disk", "target": "mirror", "sync": "none", "copy-mode": "write-blocking"},
         )
         deadline = time.monotonic() + 60
         while not all(job["ready"] for job in ask("query-block-jobs")):

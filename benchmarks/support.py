@@ -111,14 +111,22 @@ def nbdkit_file(path: Path) -> Iterator[str]:
 
 
 @contextlib.contextmanager
-def qemu_storage_daemon(path: Path) -> Iterator[str]:
-    """qemu's NBD server on a raw file, through the page cache as the others."""
+def qemu_storage_daemon(path: Path, *, preserve_in: Path | None = None) -> Iterator[str]:
+    """qemu's NBD server on a raw file, through the page cache as the others.
+
+    preserve_in: a file of the same size to which its filter copy-before-write takes what is overwritten.
+    """
     port = free_port()
+    filters = [
+        "--blockdev", f"driver=file,node-name=kept,filename={preserve_in},cache.direct=off,discard=unmap",
+        "--blockdev", "driver=copy-before-write,node-name=filter,file=disk,target=kept",
+    ]  # fmt: skip
     command = [
         "qemu-storage-daemon",
         "--blockdev", f"driver=file,node-name=disk,filename={path},cache.direct=off,discard=unmap",
+        *(filters if preserve_in else ()),
         "--nbd-server", f"addr.type=inet,addr.host=127.0.0.1,addr.port={port},max-connections=16",
-        "--export", "type=nbd,id=export,node-name=disk,name=disk,writable=on",
+        "--export", f"type=nbd,id=export,node-name={'filter' if preserve_in else 'disk'},name=disk,writable=on",
     ]  # fmt: skip
     with process(command, ready=accepts(port)):
         yield f"nbd://127.0.0.1:{port}/disk"
