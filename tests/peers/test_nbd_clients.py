@@ -13,14 +13,15 @@ import random
 import shutil
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
 
+from tests.support import filesystems
 from tests.support.cluster import LocalCluster
+from tests.support.filesystems import loop_device, mounted
 from tests.support.nbd import serve_file
 from tests.support.requirements import requires_fuse, requires_loop_devices, requires_root, requires_tools
 
@@ -190,7 +191,7 @@ def test_fio_verifies_every_block(volume: str, block_size: str, tmp_path: Path) 
 @requires_root
 @requires_fuse
 @requires_loop_devices
-@requires_tools("nbdfuse", "losetup", "mkfs.ext4", "mount", "fstrim", "fusermount3", "e2fsck", "nbdinfo")
+@requires_tools(*filesystems.TOOLS, "fstrim", "nbdinfo")
 def test_a_file_system_lives_on_the_volume(volume: str, tmp_path: Path) -> None:
     data = random.Random(3).randbytes(5 << 20)
 
@@ -206,11 +207,13 @@ def test_a_file_system_lives_on_the_volume(volume: str, tmp_path: Path) -> None:
 
     with loop_device(volume, tmp_path) as device:
         run("mkfs.ext4", "-q", "-F", device)
-        with_mounted(device, tmp_path, fill)
+        with mounted(device, tmp_path) as root:
+            fill(root)
         run("e2fsck", "-fn", device)
     before = allocated(volume)
     with loop_device(volume, tmp_path) as device:
-        with_mounted(device, tmp_path, thin)
+        with mounted(device, tmp_path) as root:
+            thin(root)
     assert allocated(volume) <= before - 2 * len(data)
     with loop_device(volume, tmp_path) as device:
         run("e2fsck", "-fn", device)
@@ -219,7 +222,7 @@ def test_a_file_system_lives_on_the_volume(volume: str, tmp_path: Path) -> None:
 @requires_root
 @requires_fuse
 @requires_loop_devices
-@requires_tools("nbdfuse", "losetup", "mkfs.ext4", "mount", "fusermount3", "e2fsck", "qemu-io")
+@requires_tools(*filesystems.TOOLS, "qemu-io")
 def test_a_file_system_is_read_from_a_snapshot_while_the_volume_goes_on(
     local_cluster: LocalCluster, tmp_path: Path
 ) -> None:
@@ -227,61 +230,26 @@ def test_a_file_system_is_read_from_a_snapshot_while_the_volume_goes_on(
     with mirrored(local_cluster) as volume:
         with loop_device(volume, tmp_path) as device:
             run("mkfs.ext4", "-q", "-F", device)
-            with_mounted(device, tmp_path, lambda root: (root / "file").write_bytes(old))
+            with mounted(device, tmp_path) as root:
+                (root / "file").write_bytes(old)
         local_cluster.cli("snapshot", "create", "vol1", "--name", "then")
         with loop_device(volume, tmp_path) as device:
-            with_mounted(device, tmp_path, lambda root: (root / "file").write_bytes(new))
+            with mounted(device, tmp_path) as root:
+                (root / "file").write_bytes(new)
         snapshot = f"{local_cluster.env['standby']['nbd']}/vol1@then"
         with loop_device(snapshot, tmp_path, read_only=True) as device:
             run("e2fsck", "-fn", device)
-            with_mounted(device, tmp_path, lambda root: _expect(root / "file", old), options="ro")
+            with mounted(device, tmp_path, options="ro") as root:
+                assert (root / "file").read_bytes() == old
         with loop_device(volume, tmp_path) as device:
-            with_mounted(device, tmp_path, lambda root: _expect(root / "file", new))
-
-
-def _expect(file: Path, content: bytes) -> None:
-    assert file.read_bytes() == content
+            with mounted(device, tmp_path) as root:
+                assert (root / "file").read_bytes() == new
 
 
 def allocated(volume: str) -> int:
     """Bytes of the volume that are not holes."""
     extents = json.loads(run("nbdinfo", "--map", "--json", volume))
     return sum(extent["length"] for extent in extents if not extent["type"] & 1)
-
-
-def with_mounted(device: str, folder: Path, work: Callable[[Path], object], *, options: str = "rw") -> None:
-    root = folder / "root"
-    root.mkdir(exist_ok=True)
-    run("mount", "-o", options, device, root)
-    try:
-        # Without this a mount that silently failed would let the test pass on the folder beneath.
-        run("mountpoint", "-q", root)
-        work(root)
-    finally:
-        run("umount", root)
-
-
-@contextlib.contextmanager
-def loop_device(volume: str, folder: Path, *, read_only: bool = False) -> Iterator[str]:
-    """The volume as a block device: FUSE shows it as a file, and a loop device makes a disk of that."""
-    point = folder / "fuse"
-    point.mkdir(exist_ok=True)
-    with subprocess.Popen(["nbdfuse", str(point / "disk"), volume]) as fuse:
-        try:
-            deadline = time.monotonic() + 10
-            while subprocess.run(["mountpoint", "-q", str(point)], check=False).returncode != 0:
-                assert fuse.poll() is None, "nbdfuse ended"
-                assert time.monotonic() < deadline, "nbdfuse does not mount"
-                time.sleep(0.02)
-            options = ["--read-only"] if read_only else []
-            device = run("losetup", "--find", "--show", *options, point / "disk").strip()
-            try:
-                yield device
-            finally:
-                run("losetup", "--detach", device)
-        finally:
-            subprocess.run(["fusermount3", "-u", str(point)], check=False)
-            fuse.wait(20)
 
 
 # --- of the plain server alone

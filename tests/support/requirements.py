@@ -25,10 +25,13 @@ _SYSTEM_FOLDERS = ("/usr/local/sbin", "/usr/sbin", "/sbin")
 
 _DEBIAN_PACKAGES = {
     "debootstrap": "debootstrap",
+    "debugfs": "e2fsprogs",
     "docker": "docker.io",
     "docker-compose": "docker-compose",
+    "dumpe2fs": "e2fsprogs",
     "e2fsck": "e2fsprogs",
     "fio": "fio",
+    "fsfreeze": "util-linux",
     "fstrim": "util-linux",
     "fusermount3": "fuse3",
     "ip": "iproute2",
