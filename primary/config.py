@@ -10,6 +10,8 @@ from typing import Any
 from stillpoint.config import Address, TlsConfig
 from stillpoint.errors import InvalidRequest
 
+from .hot_extents import CAPACITY_DEFAULT, CAPACITY_MAX, CAPACITY_MIN
+
 
 class Carrier(enum.Enum):
     """What the mirrored writes travel over."""
@@ -37,6 +39,13 @@ class Limits:
     nbd_connections: int = 64
     request_memory_bytes: int = 48 << 20  # payloads of all NBD connections together
     async_queue_bytes: int = 32 << 20  # per volume: what an asynchronous volume may owe its standby
+    hot_extents: int = (
+        CAPACITY_DEFAULT  # of 4 MiB, per volume: with 1/8 more, what a power loss makes dirty; 0: all of it
+    )
+
+    def __post_init__(self) -> None:
+        if self.hot_extents and not CAPACITY_MIN <= self.hot_extents <= CAPACITY_MAX:
+            raise InvalidRequest(f"limits: hot_extents must be 0, or from {CAPACITY_MIN} to {CAPACITY_MAX}")
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,16 +11,20 @@ Invariants
 - A chunk becomes 0 only after the standby said that a flush sent after the write is durable. So a standby that comes
   back having forgotten what it had only acknowledged is sent that again.
 - The map never says less than the truth. It survives any end of this process (the page cache holds it), and a power
-  loss after a clean stop; after any other power loss every chunk counts as dirty.
+  loss after a clean stop. After any other power loss it is what the file holds, every mark of which counts as dirty,
+  and the extents that the log of hot extents names: outside of these, marks were made durable (`write_intent.py`).
+  Where there is no such log, every chunk counts as dirty.
 
 File: a page of 4 KiB with the fields of `_HEADER`, then one byte a chunk. Memory and disk: 16 MiB for each TiB.
 """
 
 from __future__ import annotations
 
+import errno
 import mmap
 import os
 import struct
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -49,8 +53,11 @@ _SCAN = 1 << 20
 class DirtyMap:
     """Opened for one volume. `connected` says whether new writes are tagged (sent) or dirty (only here)."""
 
-    def __init__(self, path: Path, size: int, *, create: bool) -> None:
-        """size: of the volume, bytes. Raises DeviceError, DataCorrupt."""
+    def __init__(self, path: Path, size: int, *, create: bool, suspects: Iterable[Extent] | None = None) -> None:
+        """size: of the volume, bytes. suspects: what a power loss makes dirty, if there was one; None: everything.
+
+        Durable on return. Raises DeviceError, DataCorrupt.
+        """
         self._count = -(-size >> CHUNK_SHIFT)
         self._volume_size = size
         total = _PAGE + self._count
@@ -70,8 +77,12 @@ class DirtyMap:
         self._singles: list[int] = []
         self._ranges: list[tuple[int, int]] = []
         self._flushing: tuple[int, list[int], list[tuple[int, int]]] | None = None
+        self._failed = ""
         if not create:
-            self._retag_all(everything=not self._survived(path))
+            survived = self._survived(path)
+            self._retag_all(everything=not survived and suspects is None)
+            for extent in () if survived else suspects or ():
+                self._chunks(extent)[:] = _DIRTY
         self.dirty_count = self._count_dirty()
         self._write_header(clean=False)
 
@@ -216,14 +227,29 @@ class DirtyMap:
         self.dirty_count -= int(np.count_nonzero(dirty))
         self._ranges.append((first, end))
 
+    def _chunks(self, extent: Extent) -> npt.NDArray[np.uint8]:
+        return self._array[extent.offset >> CHUNK_SHIFT : (extent.end + CHUNK_SIZE - 1) >> CHUNK_SHIFT]
+
     def mark_dirty(self, extent: Extent) -> None:
-        """The mirror must be sent this, whatever the map says now."""
-        first, end = extent.offset >> CHUNK_SHIFT, (extent.end + CHUNK_SIZE - 1) >> CHUNK_SHIFT
-        part = self._array[first:end]
+        """The mirror must be sent this, whatever the map says now. Over a power loss only after `persist`."""
+        part = self._chunks(extent)
         self.dirty_count += int(np.count_nonzero(part != _DIRTY))
         part[:] = _DIRTY
 
     # --- the file
+
+    def persist(self) -> None:
+        """Every mark that was made before is durable on return. May run in a thread; waits for the disk.
+
+        Raises DeviceError, and does so for ever after.
+        """
+        if self._failed:
+            raise DeviceError(self._failed, errno.EIO)
+        try:
+            os.fdatasync(self._fd)  # of mapped pages too, and unlike msync here it lets other threads run
+        except OSError as error:
+            self._failed = f"cannot make a dirty map durable: {error.strerror}"
+            raise DeviceError(self._failed, error.errno or errno.EIO) from error
 
     def close(self, *, clean: bool) -> None:
         """The volume takes no writes any more. clean: its device is flushed; make the map durable and say so."""

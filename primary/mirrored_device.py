@@ -1,7 +1,9 @@
 """A volume as its NBD clients see it: every write goes to the local device and, in the same order, to every standby.
 
 Invariants
-- A chunk is marked in the map of every standby, attached or not, before its write starts anywhere.
+- A chunk is marked in the map of every standby, attached or not, before its write starts anywhere, and the extents of
+  a write are in the log of hot extents before that (`write_intent.py`): a write that has to wait for the log is held
+  back whole, with a copy of its payload.
 - Frames leave in the order in which the local device is written; a standby's content is always a state that the
   volume had (mode by mode a little earlier).
 - WRITE, TRIM and WRITE_ZEROES are answered when the mode says so (`AckMode`), and never before the local write is done.
@@ -31,7 +33,7 @@ from time import perf_counter
 
 from stillpoint.devices import BlockDevice
 from stillpoint.errors import DeviceError, StillpointError
-from stillpoint.extents import Extent, MappedExtent
+from stillpoint.extents import Extent, MappedExtent, split
 from stillpoint.nbd.constants import REQUEST_SIZE_MAX
 from stillpoint.nbd.errors import nbd_errno
 from stillpoint.nbd.export import Replier, run_in_thread
@@ -39,8 +41,10 @@ from stillpoint.traffic import Latency, Traffic
 
 from .attached import AttachedStandby
 from .dirty_map import DirtyMap
-from .requests import Request, answer, answer_if_done
+from .hot_extents import EXTENT_SHIFT, USED, HotExtents
+from .requests import PartedReplier, Request, answer, answer_if_done
 from .sender import Sender
+from .write_intent import WriteIntent
 
 logger = logging.getLogger(__name__)
 
@@ -101,9 +105,13 @@ class MirroredDevice:
         executor: Executor,
         *,
         mode: AckMode,
+        intent: WriteIntent | None = None,
         async_queue_bytes: int = 32 << 20,
     ) -> None:
-        """maps: one for each standby that the volume has, whether or not it is attached."""
+        """maps: one for each standby that the volume has, whether or not it is attached.
+
+        intent: notes which extents are written to, for all maps; None: a power loss makes everything dirty.
+        """
         self.name = name
         self.description = f"volume {name}"
         self.mode = mode
@@ -113,6 +121,11 @@ class MirroredDevice:
         self.size = device.size  # bytes; set again when the volume has grown on all nodes
         self._device = device
         self._maps = tuple(maps)
+        self._intent = intent
+        self._hot = HotExtents(device.size).states if intent is None else intent.extents.states
+        if intent is not None:
+            intent.released = self.end_batch
+            intent.failed = self._fail
         self._executor = executor
         self._async_queue_bytes = async_queue_bytes
         self._standbys: tuple[AttachedStandby, ...] = ()
@@ -148,13 +161,37 @@ class MirroredDevice:
 
     # --- changing
 
-    def write(self, offset: int, payload: memoryview, owned: bool, fua: bool, replier: Replier, cookie: int, /) -> None:
+    def write(
+        self,
+        offset: int,
+        payload: memoryview,
+        owned: bool,
+        fua: bool,
+        replier: Replier,
+        cookie: int,
+        /,
+        held_since: float = 0.0,
+    ) -> None:
+        """held_since: not 0.0: it was held back, its batch began then, and its extents are hot now."""
         length = len(payload)
+        began = held_since or self._began or self._begin_batch()
+        extent = offset >> EXTENT_SHIFT
+        if (self._hot[extent] != USED or (offset + length - 1) >> EXTENT_SHIFT != extent) and not held_since:
+            intent = self._intent
+            if intent is not None and not intent.may_start(offset, length):
+                kept = payload if owned else memoryview(bytes(payload))
+                intent.hold(
+                    offset,
+                    length,
+                    lambda: self.write(offset, kept, True, fua, replier, cookie, began),
+                    lambda errno: replier.reply(cookie, errno),
+                )
+                return
         for dirty in self._maps:
             dirty.mark(offset, length)
         if self._readings:
             self._disturb(offset, length)
-        request = Request(replier, cookie, self._began or self._begin_batch(), self.traffic.write_latency)
+        request = Request(replier, cookie, began, self.traffic.write_latency)
         flushed = fua or self.mode is AckMode.DURABLE
         for standby in self._standbys:
             sequence = standby.sender.write(offset, payload, owned=owned)
@@ -168,13 +205,39 @@ class MirroredDevice:
         self.write_zeroes(offset, length, True, fua, replier, cookie)
 
     def write_zeroes(
-        self, offset: int, length: int, may_trim: bool, fua: bool, replier: Replier, cookie: int, /
+        self,
+        offset: int,
+        length: int,
+        may_trim: bool,
+        fua: bool,
+        replier: Replier,
+        cookie: int,
+        /,
+        held_since: float = 0.0,
     ) -> None:
+        """held_since: as for `write`."""
+        began = held_since or self._began or self._begin_batch()
+        intent = self._intent
+        if intent is not None and not held_since:
+            if length > intent.part_size:
+                parts = list(split(Extent(offset, length), limit=intent.part_size))
+                whole = PartedReplier(replier, len(parts))
+                for part in parts:
+                    self.write_zeroes(part.offset, part.length, may_trim, fua, whole, cookie)
+                return
+            if not intent.may_start(offset, length):
+                intent.hold(
+                    offset,
+                    length,
+                    lambda: self.write_zeroes(offset, length, may_trim, fua, replier, cookie, began),
+                    lambda errno: replier.reply(cookie, errno),
+                )
+                return
         for dirty in self._maps:
             dirty.mark(offset, length)
         if self._readings:
             self._disturb(offset, length)
-        request = Request(replier, cookie, self._began or self._begin_batch(), self.traffic.write_latency)
+        request = Request(replier, cookie, began, self.traffic.write_latency)
         flushed = fua or self.mode is AckMode.DURABLE
         for standby in self._standbys:
             sequence = standby.sender.zero(offset, length, may_trim=may_trim)
@@ -211,6 +274,19 @@ class MirroredDevice:
             answer(answered)
         if self._flush_waiting and self._flush is None:
             self._start_flush()
+        if self._intent is not None:
+            self._intent.batch_ended()
+
+    def _fail(self, reason: str) -> None:
+        """For an operator; requests report their own errors."""
+        self.failure = self.failure or reason
+
+    def grow(self, size: int) -> None:
+        """All nodes have room for `size` bytes."""
+        if self._intent is not None:
+            self._intent.extents.grow(size)
+            self._hot = self._intent.extents.states
+        self.size = size
 
     def _write_locally(self) -> None:
         batch, self._local = self._local, []

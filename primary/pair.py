@@ -3,9 +3,8 @@
 Order of a session, each step only after the one before it has succeeded
 1. OpenLink: the standby ends the session before, makes the new fence durable and gives out a token.
 2. The data link is opened; the standby makes durable that it adopted the session, and acknowledges.
-3. Here the mirror's identity and the session are made durable.
-4. In one turn of the loop: what has to be copied is marked dirty, the volume is attached (every write from now on is
-   sent too), and RESYNC_BEGIN is sent if anything is dirty.
+3. What has to be copied is marked dirty, durably; then the mirror's identity and the session are made durable.
+4. The volume is attached: every write from now on is sent too. RESYNC_BEGIN is sent if anything is dirty.
 5. The dirty chunks are copied; then RESYNC_END: the standby flushes, makes durable that its mirror is whole, and says
    so. Only then is the pair in sync.
 """
@@ -121,6 +120,7 @@ class Pair:
             plan = decide(
                 Known(self.record.mirror_uuid, self.record.session, self._dirty.dirty_count > 0), opened.answer
             )
+            await self._mark(plan)
             self.record.adopt(opened.answer.mirror_uuid, opened.session)
             self._attach(sender, plan)
             watching = asyncio.ensure_future(self._watch(sender))
@@ -144,14 +144,21 @@ class Pair:
         if sender.ended:
             raise PeerUnavailable("the standby closed the data link")
 
-    def _attach(self, sender: Sender, plan: Plan) -> None:
-        """One turn of the loop: no write falls between the marking and the attaching."""
+    async def _mark(self, plan: Plan) -> None:
+        """Make dirty, durably, what has to be copied besides: from then on the map alone says what the mirror lacks.
+
+        Writes that come meanwhile are dirty too, as for any mirror that is not attached.
+        """
         if plan is Plan.FULL:
             self._dirty.mark_dirty(Extent(0, self._device.size))
         elif plan is Plan.FULL_SKIP_HOLES:
             for mapped in self._device.extents(0, self._device.size):
                 if not mapped.hole:
                     self._dirty.mark_dirty(Extent(mapped.offset, mapped.length))
+        if plan in (Plan.FULL, Plan.FULL_SKIP_HOLES):
+            await asyncio.get_running_loop().run_in_executor(self._executor, self._dirty.persist)
+
+    def _attach(self, sender: Sender, plan: Plan) -> None:
         self.sender = sender
         self._volume.attach(sender, self._dirty, lambda error: None)
         self.progress = Progress(self._dirty.dirty_bytes)
@@ -216,6 +223,7 @@ class Pair:
             if repair:
                 self._dirty.mark_dirty(extent)
         if repair and different:
+            await asyncio.get_running_loop().run_in_executor(self._executor, self._dirty.persist)
             sender.end(PeerUnavailable("the mirror differs; what differs is being sent again"))
 
     def _ended(self, sender: Sender, lost: asyncio.Future[Exception], error: Exception) -> None:

@@ -24,6 +24,21 @@ class Request:
         self.errno = 0
 
 
+class PartedReplier:
+    """For a change that is made in parts: answers once, when all are answered, with the first error."""
+
+    def __init__(self, replier: Replier, count: int) -> None:
+        self._replier = replier
+        self._remaining = count
+        self._errno = 0
+
+    def reply(self, cookie: int, errno: int) -> None:
+        self._errno = self._errno or errno
+        self._remaining -= 1
+        if not self._remaining:
+            self._replier.reply(cookie, self._errno)
+
+
 def answer(requests: Iterable[Request]) -> None:
     """Those of one batch are observed together: looking for the right bucket costs more than the rest."""
     now = perf_counter()

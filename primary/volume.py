@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections.abc import Sequence
 from concurrent.futures import Executor
 from pathlib import Path
 
 from stillpoint.canary import PROBE_SIZE, probe_offset
 from stillpoint.devices import BlockDevice, open_device
 from stillpoint.errors import DataCorrupt
+from stillpoint.extents import Extent
 
 from .config import PrimaryConfig
 from .dirty_map import DirtyMap
@@ -17,6 +19,7 @@ from .mirrored_device import AckMode, MirroredDevice
 from .pair import Pair
 from .record import VolumeRecord
 from .standby_client import StandbyClient
+from .write_intent import open_write_intent
 
 
 class Volume:
@@ -31,7 +34,14 @@ class Volume:
         try:
             if self.device.size != record.size:
                 raise DataCorrupt(f"volume {record.name}: its device holds {self.device.size} bytes, not {record.size}")
-            self.dirty = DirtyMap(record.folder / "dirty.map", record.size, create=fresh)
+
+            def open_maps(suspects: Sequence[Extent] | None) -> Sequence[DirtyMap]:
+                self.dirty = DirtyMap(record.folder / "dirty.map", record.size, create=fresh, suspects=suspects)
+                return [self.dirty]
+
+            self.intent = open_write_intent(
+                record.folder, self.device, open_maps, executor, capacity=config.limits.hot_extents
+            )
         except BaseException:
             self.device.close()
             raise
@@ -41,6 +51,7 @@ class Volume:
             [self.dirty],
             executor,
             mode=AckMode(record.mode),
+            intent=self.intent,
             async_queue_bytes=config.limits.async_queue_bytes,
         )
         self.pair = Pair(
@@ -72,7 +83,7 @@ class Volume:
         self.dirty.grow(size)
         self.record.size = size
         self.record.save()
-        self.export.size = size
+        self.export.grow(size)
 
     async def probe(self) -> None:
         """Read and flush as a client's requests do, to see whether they would be answered. Raises DeviceError."""
@@ -94,5 +105,7 @@ class Volume:
                 self._task.cancel()
                 with contextlib.suppress(asyncio.CancelledError):
                     await self._task
+            if self.intent is not None:
+                await self.intent.close()
             self.dirty.close(clean=not self.export.failure)
             self.device.close()

@@ -230,7 +230,7 @@ def test_a_killed_standby_comes_back_and_catches_up(pair: LocalCluster) -> None:
     fill(pair, 6)
     pair.cli("snapshot", "create", "vol", "--name", "before")
     content = Path(pair.env["volumes"]["vol"]["primary_path"]).read_bytes()
-    load = background_writes(pair, 8)
+    load = background_writes(pair, 200)
     for _ in range(2):
         time.sleep(1.5)
         pair.kill("standby")
@@ -239,7 +239,10 @@ def test_a_killed_standby_comes_back_and_catches_up(pair: LocalCluster) -> None:
         down = pair_of(pair)
         assert (down["state"], down["dirty_bytes"] > 0) == ("disconnected", True)
         pair.start("standby")
-    assert load.wait(timeout=60) == 0
+    time.sleep(0.5)
+    assert load.poll() is None
+    load.terminate()
+    load.wait(timeout=60)
     pair_after = wait_until(pair, "in_sync")
     assert pair_after["dirty_bytes"] == 0
     assert_same_disk(pair)

@@ -97,13 +97,19 @@ class MirrorLink:
         assert sequence == self._applied + 1
         self._applied = sequence
         if kind == WRITE:
-            self.image[offset : offset + length] = payload
+            self.changed(offset, length, payload)
             self.sent_bytes += length
         elif kind in (TRIM, ZERO):
-            self.image[offset : offset + length] = bytes(length)
+            self.changed(offset, length, None)
         elif kind in (FLUSH, FrameType.RESYNC_END):
-            self.durable[:] = self.image  # durable before it is said
+            self.harden()  # durable before it is said
             self._flush_wanted = sequence
+
+    def changed(self, offset: int, length: int, payload: memoryview | None) -> None:
+        self.image[offset : offset + length] = bytes(length) if payload is None else payload
+
+    def harden(self) -> None:
+        self.durable[:] = self.image
 
     def acknowledge(self) -> None:
         """Say what has been applied and made durable."""
