@@ -162,10 +162,12 @@ class CollectReport(_message.Message):
     def __init__(self, deleted_packs: _Optional[int] = ..., deleted_bytes: _Optional[int] = ..., repacked_bytes: _Optional[int] = ..., pending_packs: _Optional[int] = ..., pending_bytes: _Optional[int] = ..., unreferenced_bytes: _Optional[int] = ...) -> None: ...
 
 class CheckRequest(_message.Message):
-    __slots__ = ("deep",)
+    __slots__ = ("deep", "budget_s")
     DEEP_FIELD_NUMBER: _ClassVar[int]
+    BUDGET_S_FIELD_NUMBER: _ClassVar[int]
     deep: bool
-    def __init__(self, deep: bool = ...) -> None: ...
+    budget_s: float
+    def __init__(self, deep: bool = ..., budget_s: _Optional[float] = ...) -> None: ...
 
 class AffectedBackup(_message.Message):
     __slots__ = ("id", "reason")
@@ -176,20 +178,26 @@ class AffectedBackup(_message.Message):
     def __init__(self, id: _Optional[str] = ..., reason: _Optional[str] = ...) -> None: ...
 
 class CheckReport(_message.Message):
-    __slots__ = ("checked_bytes", "checked_packs", "damaged_packs", "lost_blobs", "affected", "whole")
+    __slots__ = ("checked_bytes", "checked_packs", "damaged_packs", "lost_blobs", "affected", "whole", "damaged_notes", "complete", "pass_started_ns")
     CHECKED_BYTES_FIELD_NUMBER: _ClassVar[int]
     CHECKED_PACKS_FIELD_NUMBER: _ClassVar[int]
     DAMAGED_PACKS_FIELD_NUMBER: _ClassVar[int]
     LOST_BLOBS_FIELD_NUMBER: _ClassVar[int]
     AFFECTED_FIELD_NUMBER: _ClassVar[int]
     WHOLE_FIELD_NUMBER: _ClassVar[int]
+    DAMAGED_NOTES_FIELD_NUMBER: _ClassVar[int]
+    COMPLETE_FIELD_NUMBER: _ClassVar[int]
+    PASS_STARTED_NS_FIELD_NUMBER: _ClassVar[int]
     checked_bytes: int
     checked_packs: int
     damaged_packs: _containers.RepeatedScalarFieldContainer[str]
     lost_blobs: int
     affected: _containers.RepeatedCompositeFieldContainer[AffectedBackup]
     whole: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, checked_bytes: _Optional[int] = ..., checked_packs: _Optional[int] = ..., damaged_packs: _Optional[_Iterable[str]] = ..., lost_blobs: _Optional[int] = ..., affected: _Optional[_Iterable[_Union[AffectedBackup, _Mapping]]] = ..., whole: _Optional[_Iterable[str]] = ...) -> None: ...
+    damaged_notes: _containers.RepeatedScalarFieldContainer[str]
+    complete: bool
+    pass_started_ns: int
+    def __init__(self, checked_bytes: _Optional[int] = ..., checked_packs: _Optional[int] = ..., damaged_packs: _Optional[_Iterable[str]] = ..., lost_blobs: _Optional[int] = ..., affected: _Optional[_Iterable[_Union[AffectedBackup, _Mapping]]] = ..., whole: _Optional[_Iterable[str]] = ..., damaged_notes: _Optional[_Iterable[str]] = ..., complete: bool = ..., pass_started_ns: _Optional[int] = ...) -> None: ...
 
 class CheckEvent(_message.Message):
     __slots__ = ("progress", "report")
