@@ -49,7 +49,7 @@ def read_document(path: Path) -> dict[str, Any]:
         document = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise NotFound(f"{path} does not exist") from None
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, RecursionError) as error:
         raise DataCorrupt(f"cannot read {path}: {error}") from None
     if not isinstance(document, dict):
         raise DataCorrupt(f"{path} does not hold an object")

@@ -11,7 +11,7 @@ from typing import Any, Final
 from stillpoint.errors import AlreadyExists, DataCorrupt, NotFound, Refused
 
 from .folder import FORMAT_FILE
-from .keys import Keys, Secret, new_secret, unwrap, wrap
+from .keys import KEY_SIZE, Keys, Secret, new_secret, unwrap, wrap
 from .sealed import SealedKind, seal, unseal
 from .storage import Storage
 
@@ -61,10 +61,16 @@ def read_format(storage: Storage, secret: Secret | None) -> Format:
         if not encrypted and secret is not None:
             raise Refused("is of a repository that is not encrypted, and a key is configured")
         master = unwrap(document["wrapped_keys"], secret) if secret is not None else bytes.fromhex(document["secret"])
-        return Format(str(document["uuid"]), int(document["chunk_size"]), Keys.of(master, encrypted=encrypted))
+        chunk_size = int(document["chunk_size"])
+        # What is read into memory and what positions are made of follows from these.
+        if not CHUNK_SIZE_MIN <= chunk_size <= CHUNK_SIZE_MAX or chunk_size.bit_count() != 1:
+            raise ValueError(f"chunk_size {chunk_size}")
+        if len(master) != KEY_SIZE:
+            raise ValueError("the secret's size")
+        return Format(str(document["uuid"]), chunk_size, Keys.of(master, encrypted=encrypted))
     except NotFound:
         raise NotFound(f"{storage.description} is not a repository") from None
-    except (KeyError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise DataCorrupt(
             f"the repository {storage.description} has a file 'repository' of no sense: {error!r}"
         ) from None

@@ -50,7 +50,12 @@ def unseal(kind: bytes, data: bytes, key: bytes | None) -> dict[str, Any]:
     payload = data[SEAL_HEADER_SIZE:]
     if len(payload) != length or _digest(payload, key) != digest:
         raise DataCorrupt("the contents do not match their checksum, or belong to another repository")
-    document: dict[str, Any] = json.loads(payload)
+    try:
+        document = json.loads(payload)
+    except (RecursionError, ValueError) as error:
+        raise DataCorrupt(f"the contents are no document: {error}") from None
+    if not isinstance(document, dict):
+        raise DataCorrupt("the contents are no document")
     return document
 
 

@@ -155,9 +155,13 @@ class Catalog:
         try:
             data = os.pread(descriptor, os.fstat(descriptor).st_size, 0)
             state = CatalogState()
-            records = list(read_records(data))
-            for _, event, fields in records:
-                state.apply(event, fields)
+            try:
+                records = list(read_records(data))
+                for _, event, fields in records:
+                    state.apply(event, fields)
+            except (ArithmeticError, AttributeError, KeyError, RecursionError, TypeError, ValueError) as error:
+                # Its checksum fits, so no crash tore it: nothing behind it may be cut off as if one had.
+                raise DataCorrupt(f"{path}: holds a record that makes no sense ({error!r})") from None
             if not state.volume:
                 raise DataCorrupt(f"{path}: is no snapshot catalog of version {VERSION}, or is damaged")
             end = records[-1][0]

@@ -67,6 +67,9 @@ class EntryMap:
     generation: int
 
     def __init__(self, file: MappedFile, path: Path) -> None:
+        if len(file.view) < PAGE_SIZE:
+            file.close()
+            raise DataCorrupt(f"{path}: is cut short")
         magic, version, generation, blocks, crc = _HEADER.unpack_from(file.view)
         if (magic, version) != (self.magic, VERSION) or crc != _header_crc(file.view):
             file.close()
@@ -139,6 +142,8 @@ class EntryMap:
         table = self._tables.get(offset)
         if table is None:
             view = self._file.view
+            if not 0 < capacity <= (len(view) - offset) // ENTRY_SIZE:
+                raise DataCorrupt(f"{self.path}: is cut short, or damaged")
             table = self._tables[offset] = Table(
                 np.frombuffer(view, dtype="<i8", count=capacity, offset=offset),
                 np.frombuffer(view, dtype="<u8", count=capacity, offset=offset + 8 * capacity),

@@ -98,13 +98,17 @@ class SharedHeader:
         return self._words[_CLOSED_WORD] != 0
 
     def read(self) -> HeaderState | None:
-        """The list as it is now, or None when it is being changed just now: ask again."""
+        """The list as it is now, or None when it is being changed just now: ask again. Raises DataCorrupt."""
         before = self.sequence
         count = min(self._words[_COUNT_WORD], SNAPSHOTS_MAX)
         table = bytes(self._file.view[TABLE_OFFSET : TABLE_OFFSET + count * ENTRY.size])
         if before & 1 or self.sequence != before:
             return None
-        return HeaderState(before, {generation: SnapshotState(state) for generation, state in ENTRY.iter_unpack(table)})
+        try:
+            states = {generation: SnapshotState(state) for generation, state in ENTRY.iter_unpack(table)}
+        except ValueError as error:
+            raise DataCorrupt(f"a shared header is damaged: {error}") from None
+        return HeaderState(before, states)
 
     def mark_closed(self) -> None:
         self._words[_CLOSED_WORD] = 1

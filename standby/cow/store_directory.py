@@ -332,7 +332,7 @@ def read_definitions(path: Path) -> tuple[int, list[StoreDefinition]]:
             raise DataCorrupt(f"{path}: is damaged, or not version {VERSION}")
         definitions = [StoreDefinition(**{**store, "paths": tuple(store["paths"])}) for store in content["stores"]]
         return content["next_number"], definitions
-    except (ValueError, KeyError, TypeError) as error:
+    except (AttributeError, KeyError, RecursionError, TypeError, ValueError) as error:
         raise DataCorrupt(f"{path}: is damaged: {error}") from error
 
 
