@@ -10,7 +10,7 @@ from typing import Final
 from stillpoint.errors import DataCorrupt
 from stillpoint.extents import Extent
 
-from .repository import BackupId, BackupReader, Repository
+from .repository import BackupReader
 from .source import Source, without
 
 # Compared in each run, each of so many bytes: small beside the changes of most runs, and it adds up over the runs.
@@ -22,23 +22,16 @@ class AuditMiss(DataCorrupt):
     """Bytes that were called unchanged are others than in the base."""
 
 
-async def audit(
-    source: Source, repository: Repository, base: BackupId, changed: Sequence[Extent], *, seed: int | None = None
-) -> None:
+async def audit(source: Source, base: BackupReader, changed: Sequence[Extent], *, seed: int | None = None) -> None:
     """changed: in order, joined. Raises AuditMiss, DataCorrupt when the base is damaged, and what reading raises."""
-    reader = await asyncio.to_thread(repository.open, base)
-    try:
-        places = _places(without(Extent(0, reader.record.origin.size), changed), random.Random(seed))
-        for place in places:
-            now = await source.read(place)
-            then = await asyncio.to_thread(_read, reader, place)
-            if now != then:
-                raise AuditMiss(
-                    f"bytes {place.offset}+{place.length} of {source.snapshot} differ from backup {base}, though they"
-                    f" were called unchanged"
-                )
-    finally:
-        reader.close()
+    for place in _places(without(Extent(0, base.record.origin.size), changed), random.Random(seed)):
+        now = await source.read(place)
+        then = await asyncio.to_thread(_read, base, place)
+        if now != then:
+            raise AuditMiss(
+                f"bytes {place.offset}+{place.length} of {source.snapshot} differ from backup {base.record.id}, though"
+                f" they were called unchanged"
+            )
 
 
 def _places(unchanged: Sequence[Extent], source: random.Random) -> list[Extent]:

@@ -8,7 +8,8 @@ Invariants:
 - An incremental starts from an instant that both the manifest of its base and the standby name, in the same life of the
   volume. What is not known for certain to be unchanged is read. A sample of what was called unchanged is compared each
   time; one difference is an alarm, and everything is read.
-- One backup of a volume at a time.
+- One backup of a volume at a time. How far it got is noted now and then (`repository/partials.py`), and the next one
+  begins there; what is noted is no backup.
 """
 
 from __future__ import annotations
@@ -18,12 +19,13 @@ import logging
 import secrets
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import replace
 from typing import Final
 
 from stillpoint.config import check_name
-from stillpoint.errors import DataCorrupt, NotFound, Refused, StillpointError
+from stillpoint.errors import DataCorrupt, NotFound, PeerUnavailable, Refused, StillpointError
+from stillpoint.extents import Extent
 
 from .audit import AuditMiss, audit
 from .pressure import BEHIND_BYTES, LOOK_S, Pressure
@@ -31,12 +33,15 @@ from .progress import Progress, Report
 from .repository import BackupRecord, BackupWriter, Origin, Repository
 from .source import RetryPolicy, Source, joined
 from .standby_client import DamagedInTransit, SnapshotName, StandbyClient
+from .starts import Start, changed_in, starts
 from .throttle import Throttle
 
 logger = logging.getLogger(__name__)
 
 # Backups at once; each may hold 20 MiB. More of them wait for their turn, before they take their snapshots.
 _RUNNING_MAX: Final = 4
+# Between two notes of how far a backup got; each makes what came so far durable.
+CHECKPOINT_S: Final = 30.0
 
 
 class Puller:
@@ -51,17 +56,19 @@ class Puller:
         rate_bytes_s: int = 0,
         behind_bytes: int = BEHIND_BYTES,
         look_s: float = LOOK_S,
+        checkpoint_s: float = CHECKPOINT_S,
         clock: Callable[[], int] = time.time_ns,
     ) -> None:
         """rate_bytes_s: of each backup, as received from the standby; 0: no limit.
 
-        behind_bytes: see `Pressure`, which looks every look_s.
+        behind_bytes: see `Pressure`, which looks every look_s. checkpoint_s: what a crash costs at most, about.
         """
         self._standby = standby
         self._repository = repository
         self._retry = retry or RetryPolicy()
         self._clock = clock
         self._rate_bytes_s = rate_bytes_s
+        self._checkpoint_s = checkpoint_s
         self._throttle = Throttle()
         self._pressure = Pressure(standby, self._throttle, behind_bytes=behind_bytes, look_s=look_s)
         self._running: set[str] = set()
@@ -178,55 +185,53 @@ class Puller:
             generation=description.generation,
         )
         alarm = ""
-        if not full:
+        for start in await self._starts(origin) if not full else ():
             try:
-                record = await self._pull_changes(source, origin, report)
+                record = await self._pull_changes(source, origin, start, report)
                 if record is not None:
                     return record
             except AuditMiss as miss:
                 alarm = str(miss)
                 logger.error("change tracking of the standby is wrong, so everything is compared: %s", miss)
+                break
             except DataCorrupt as error:
                 if isinstance(error, DamagedInTransit):
                     raise
-                logger.warning("the last backup cannot be built on, so everything is read: %s", error)
+                logger.warning("%s cannot be built on: %s", start, error)
         async with self._writer(origin) as writer:
-            await source.copy(writer, report)
+            await source.copy(writer, report, checkpoint_s=self._checkpoint_s)
             return await self._commit(writer, source, report, alarm=alarm)
 
-    async def _pull_changes(self, source: Source, origin: Origin, report: Report) -> BackupRecord | None:
-        """None: there is nothing to build on. Raises AuditMiss, and DataCorrupt when the base is damaged."""
-        base = self._base_of(origin, (await self._repository.list(origin.volume)).backups)
-        if base is None:
-            return None
-        changed = await source.changed_since(base.origin.incarnation, base.origin.generation)
-        if changed is None:
-            logger.info("the standby does not know the last backup's instant", extra={"base": base.id})
-            return None
-        async with self._writer(replace(origin, base=base.id)) as writer:
+    async def _starts(self, origin: Origin) -> Sequence[Start]:
+        """What could be built on, the best first: what an interrupted backup left, if that is newer than the last."""
+        backups = (await self._repository.list(origin.volume)).backups
+        partial = await self._repository.partial(origin.volume)
+        return starts(origin, backups, partial)
+
+    async def _pull_changes(self, source: Source, origin: Origin, start: Start, report: Report) -> BackupRecord | None:
+        """None: nothing there is known to be unchanged. Raises AuditMiss, and DataCorrupt when it is damaged."""
+        async with self._writer(replace(origin, base=start.base), resume=start.resume) as writer:
+            changed = await changed_in(writer.regions, source, incarnation=origin.incarnation)
             wanted = joined([*changed, *writer.missing])
-            await audit(source, self._repository, base.id, wanted)
-            await source.copy(writer, report, only=wanted)
+            if wanted == [Extent(0, origin.size)]:
+                logger.info("nothing is known to be unchanged since %s", start)
+                return None
+            assert writer.base is not None, "bytes are unchanged since nothing"
+            await audit(source, writer.base, wanted)
+            await source.copy(writer, report, only=wanted, checkpoint_s=self._checkpoint_s)
             return await self._commit(writer, source, report)
 
-    def _base_of(self, origin: Origin, backups: Sequence[BackupRecord]) -> BackupRecord | None:
-        """The backup of the latest instant in the same life of the volume, not after the snapshot's."""
-        fitting = [
-            record
-            for record in backups
-            if record.origin.incarnation == origin.incarnation != ""
-            and record.origin.volume_uuid == origin.volume_uuid
-            and record.origin.size == origin.size
-            and record.origin.generation <= origin.generation
-        ]
-        return max(fitting, key=lambda record: record.origin.generation, default=None)
-
     @asynccontextmanager
-    async def _writer(self, origin: Origin) -> AsyncIterator[BackupWriter]:
-        """Aborted unless it was committed."""
-        writer = await self._repository.begin(origin)
+    async def _writer(self, origin: Origin, *, resume: bool = False) -> AsyncIterator[BackupWriter]:
+        """Aborted unless it was committed; when the standby goes away, how far it got is noted."""
+        writer = await self._repository.begin(origin, resume=resume)
         try:
             yield writer
+        except (PeerUnavailable, DamagedInTransit):
+            if writer.position:
+                with suppress(StillpointError):
+                    await writer.checkpoint()
+            raise
         finally:
             await writer.abort()
 

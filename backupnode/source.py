@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
+import time
 from collections import deque
 from collections.abc import AsyncGenerator, Iterable, Iterator, Sequence
 from contextlib import aclosing
@@ -68,6 +70,8 @@ class Source:
         self._throttle = throttle or Throttle()
         self._description: SnapshotDescription | None = None
         self._interruptions = 0
+        self._checkpoint_s = math.inf
+        self._noted_s = 0.0
 
     async def describe(self) -> SnapshotDescription:
         """Raises NotFound, or PeerUnavailable when the export process stays away."""
@@ -111,9 +115,20 @@ class Source:
             data[start : start + len(chunk.data)] = chunk.data
         return bytes(data)
 
-    async def copy(self, writer: BackupWriter, report: Report, *, only: Sequence[Extent] | None = None) -> None:
-        """Give the writer all of the snapshot, or these extents, in order, and the rest as unchanged."""
+    async def copy(
+        self,
+        writer: BackupWriter,
+        report: Report,
+        *,
+        only: Sequence[Extent] | None = None,
+        checkpoint_s: float = math.inf,
+    ) -> None:
+        """Give the writer all of the snapshot, or these extents, in order, and the rest as unchanged.
+
+        checkpoint_s: how often it notes what it was given.
+        """
         wanted = [Extent(0, self._size)] if only is None else only
+        self._checkpoint_s, self._noted_s = checkpoint_s, time.monotonic()
         async with aclosing(self._in_turn(wanted)) as fetched:
             async for extent, chunks in fetched:
                 if extent.offset > writer.position:
@@ -122,6 +137,7 @@ class Source:
                     await self._stream(writer, extent.end, report)
                 else:
                     await self._give(writer, chunks)
+                    await self._checkpoint(writer)
                 report(Progress("read", writer.position, self._size, self.received_bytes))
         if self._size > writer.position:
             await writer.unchanged(self._size - writer.position)
@@ -177,6 +193,7 @@ class Source:
                 async with aclosing(self._messages(Extent(start, end - start))) as messages:
                     async for chunk in messages:
                         await self._give(writer, [chunk])
+                        await self._checkpoint(writer)
                         report(Progress("read", writer.position, self._size, self.received_bytes))
                 return
             except (PeerUnavailable, DamagedInTransit) as error:
@@ -191,6 +208,11 @@ class Source:
                 await writer.hole(chunk.hole_length)
             else:
                 await writer.write(chunk.data)
+
+    async def _checkpoint(self, writer: BackupWriter) -> None:
+        if time.monotonic() - self._noted_s >= self._checkpoint_s:
+            await writer.checkpoint()
+            self._noted_s = time.monotonic()
 
     async def _messages(self, extent: Extent) -> AsyncGenerator[DecodedChunk, None]:
         """Gapless over the extent. Raises PeerUnavailable when the stream ends early."""

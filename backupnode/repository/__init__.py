@@ -9,6 +9,8 @@ from .interface import (
     CollectionReport,
     Listing,
     Origin,
+    Partial,
+    Region,
     Repository,
     Usage,
 )
@@ -27,7 +29,9 @@ __all__ = [
     "Listing",
     "Origin",
     "PackRepository",
+    "Partial",
     "ReadOnlyRepository",
+    "Region",
     "Repository",
     "S3Config",
     "Secret",

@@ -75,6 +75,11 @@ class Chunker:
         self.position = 0  # the byte expected next
         self._parts: list[Part] = []  # of the chunk around `position`
 
+    @property
+    def boundary(self) -> int:
+        """Every chunk before this byte has been given whole."""
+        return self.position // self._chunk_size * self._chunk_size if self._parts else self.position
+
     def data(self, data: Piece) -> Iterator[Chunk | Zeroes]:
         """Take the next bytes."""
         view = memoryview(data)

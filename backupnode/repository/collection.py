@@ -21,7 +21,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Final, TypeVar
 
-from stillpoint.errors import NotFound
+from stillpoint.errors import DataCorrupt, NotFound
 
 from .blobs import BLOB_HEADER_SIZE, Blob, check_stored
 from .interface import CollectionReport
@@ -116,6 +116,16 @@ class Collection:
                 continue  # deleted meanwhile
             for ids in named_ids(reader, visited):
                 marks.add(ids)
+        partials = self._repository.partials
+        for volume in partials.volumes():
+            try:
+                for ids in named_ids(partials.open(volume)[0], visited):
+                    marks.add(ids)
+            except NotFound:
+                continue
+            except DataCorrupt as error:
+                logger.warning("an interrupted backup of volume %s cannot be taken up again: %s", volume, error)
+                partials.delete(volume)
 
     async def _repack(self, numbers: list[int]) -> int:
         """Copy what is live in these packs to a new one, durable on return."""

@@ -18,7 +18,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from stillpoint.extents import Extent
 
@@ -54,6 +54,25 @@ class BackupRecord:
     alarm: str = ""  # what the audit of the standby's change tracking found wrong; "": nothing
     verified_ns: int = 0  # when all of it was last read back and found right; 0: never
     protected: bool = False  # from deletion
+
+
+class Region(NamedTuple):
+    """A part of a volume up to `end`, from the region before it, as of one instant. incarnation "": never read."""
+
+    end: int
+    incarnation: str
+    generation: int
+
+
+@dataclass(frozen=True, slots=True)
+class Partial:
+    """How far an interrupted backup got. It is no backup: its regions are of different instants.
+
+    record: of what it was to become, with the bytes so far. regions: in order, to the end of the volume.
+    """
+
+    record: BackupRecord
+    regions: tuple[Region, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,6 +145,16 @@ class BackupWriter(Protocol):
         ...
 
     @property
+    def base(self) -> BackupReader | None:
+        """What unchanged bytes are taken from. The caller leaves it open."""
+        ...
+
+    @property
+    def regions(self) -> tuple[Region, ...]:
+        """Of which instants the base is."""
+        ...
+
+    @property
     def missing(self) -> Sequence[Extent]:
         """Where the base's chunks are lost, in order. `unchanged` must not be said of these."""
         ...
@@ -143,6 +172,13 @@ class BackupWriter(Protocol):
 
     async def unchanged(self, length: int) -> None:
         """The next `length` bytes are what the base has there. Takes no time that depends on `length`."""
+        ...
+
+    async def checkpoint(self) -> None:
+        """Note durably what was given so far, so that another backup of the volume can begin there: see `Partial`.
+
+        Raises DeviceError, and Refused when a collection has fenced this writer.
+        """
         ...
 
     async def commit(self, *, received_bytes: int, alarm: str = "") -> BackupRecord:
@@ -197,8 +233,10 @@ class Repository(Protocol):
     @property
     def uuid(self) -> str: ...
 
-    async def begin(self, origin: Origin) -> BackupWriter:
+    async def begin(self, origin: Origin, *, resume: bool = False) -> BackupWriter:
         """Start a backup, on `origin.base` if it names one. Nothing is visible before it is committed.
+
+        resume: begin with what an interrupted one of the volume left; `origin.base` then only tells what that was from.
 
         Raises DeviceError, and NotFound or DataCorrupt when the base cannot be used.
         """
@@ -214,6 +252,18 @@ class Repository(Protocol):
 
     def open(self, backup: BackupId) -> BackupReader:
         """A plain call that may wait for the disk. Raises NotFound, DataCorrupt or DeviceError."""
+        ...
+
+    async def partial(self, volume: str) -> Partial | None:
+        """What an interrupted backup of the volume left; None also when that is damaged."""
+        ...
+
+    async def forget_partial(self, volume: str) -> None:
+        """Its space is given back by a collection. Does nothing when there is none."""
+        ...
+
+    async def partial_volumes(self) -> Sequence[str]:
+        """The volumes that have one."""
         ...
 
     async def delete(self, backup: BackupId) -> None:

@@ -22,12 +22,15 @@ class Manifest:
     root: ChunkId
 
     def encode(self, key: bytes) -> bytes:
+        return seal(SealedKind.MANIFEST, self.document(), key)
+
+    def document(self) -> dict[str, Any]:
         document = asdict(self.record)
         # Kept in a note of its own, because a manifest never changes.
         del document["verified_ns"], document["protected"]
         document["chunk_size"] = self.chunk_size
         document["root"] = self.root.hex()
-        return seal(SealedKind.MANIFEST, document, key)
+        return document
 
     @classmethod
     def decode(cls, data: bytes, *, backup: BackupId, key: bytes) -> Manifest:
@@ -36,16 +39,17 @@ class Manifest:
         if document.get("id") != backup:
             raise DataCorrupt(f"is the manifest of {document.get('id')}")
         try:
-            return _from_document(document)
+            return cls.from_document(document)
         except (KeyError, TypeError, ValueError) as error:
             raise DataCorrupt(f"has contents that make no sense ({error!r})") from None
 
-
-def _from_document(document: dict[str, Any]) -> Manifest:
-    root = bytes.fromhex(document.pop("root"))
-    if len(root) != ID_SIZE:
-        raise ValueError("root")
-    chunk_size = int(document.pop("chunk_size"))
-    origin = Origin(**document.pop("origin"))
-    record = BackupRecord(id=parse_backup_id(document.pop("id")), origin=origin, **document)
-    return Manifest(record, chunk_size, ChunkId(root))
+    @classmethod
+    def from_document(cls, document: dict[str, Any]) -> Manifest:
+        """Takes the document apart. Raises KeyError, TypeError, ValueError for one that makes no sense."""
+        root = bytes.fromhex(document.pop("root"))
+        if len(root) != ID_SIZE:
+            raise ValueError("root")
+        chunk_size = int(document.pop("chunk_size"))
+        origin = Origin(**document.pop("origin"))
+        record = BackupRecord(id=parse_backup_id(document.pop("id")), origin=origin, **document)
+        return cls(record, chunk_size, ChunkId(root))

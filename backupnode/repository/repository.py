@@ -40,14 +40,15 @@ from .collection import Collection
 from .folder import FORMAT_FILE, DirectoryStorage
 from .format import CHUNK_SIZE, Format, make_format, read_format
 from .index import ChunkIndex
-from .interface import BackupRecord, CheckReport, CollectionReport, Listing, Origin, Usage
+from .interface import BackupRecord, CheckReport, CollectionReport, Listing, Origin, Partial, Region, Usage
 from .keys import Secret, recovery_form
 from .manifest import Manifest
 from .notes import Notes
 from .packs import PACK_SIZE, DamagedBlob, Packs, reconcile
+from .partials import Partials
 from .reader import PackReader
 from .storage import Storage
-from .writer import PackWriter, Session
+from .writer import Base, PackWriter, Session
 
 logger = logging.getLogger(__name__)
 
@@ -79,6 +80,7 @@ class PackRepository:
         self._level = level
         self._clock = clock
         self._executor = ThreadPoolExecutor(threads, thread_name_prefix="repository")
+        self.partials = Partials(storage, packs)
         self._collection = Collection(self)
         packs.quarantine_changed = self._note_quarantine
         self._cached_packs = packs.sealed_count
@@ -97,7 +99,7 @@ class PackRepository:
         keys = self._format.keys
         return recovery_form(keys.secret) if keys.cipher is not None else None
 
-    async def begin(self, origin: Origin) -> PackWriter:
+    async def begin(self, origin: Origin, *, resume: bool = False) -> PackWriter:
         if origin.size <= 0:
             raise InvalidRequest(f"volume {origin.volume} has {origin.size} bytes; there is nothing to back up")
         session = Session()
@@ -105,7 +107,7 @@ class PackRepository:
         try:
             # After whatever quarantine is under way.
             await self._in_pack_thread(lambda: None)
-            base, missing = await asyncio.to_thread(self._open_base, origin)
+            base = await asyncio.to_thread(self._open_base, origin, resume=resume)
         except BaseException:
             self._collection.ended(session)
             raise
@@ -115,8 +117,8 @@ class PackRepository:
             self.packs,
             session,
             base=base,
-            missing=missing,
             create=self._create_manifest,
+            note=self.partials.put,
             ended=lambda: self._collection.ended(session),
             chunk_size=self._format.chunk_size,
             level=self._level,
@@ -137,6 +139,15 @@ class PackRepository:
         except DataCorrupt:
             self.manifest(backup)  # NotFound when it was deleted meanwhile
             raise
+
+    async def partial(self, volume: str) -> Partial | None:
+        return await asyncio.to_thread(self.partials.get, volume)
+
+    async def forget_partial(self, volume: str) -> None:
+        await asyncio.to_thread(self.partials.delete, volume)
+
+    async def partial_volumes(self) -> Sequence[str]:
+        return await asyncio.to_thread(self.partials.volumes)
 
     async def delete(self, backup: BackupId) -> None:
         await asyncio.to_thread(self._delete, backup)
@@ -223,17 +234,21 @@ class PackRepository:
         except StillpointError as error:
             logger.warning("the quarantine cannot be noted: %s", error)
 
-    def _open_base(self, origin: Origin) -> tuple[PackReader | None, Sequence[Extent]]:
-        if origin.base is None:
-            return None, []
-        base = self.open(origin.base)
+    def _open_base(self, origin: Origin, *, resume: bool) -> Base:
+        if resume:
+            base, regions = self.partials.open(origin.volume)
+        elif origin.base is not None:
+            base = self.open(origin.base)
+            regions = (Region(origin.size, base.record.origin.incarnation, base.record.origin.generation),)
+        else:
+            return Base(None, (Region(origin.size, "", 0),), [])
         if base.record.origin.size != origin.size or base.chunk_size != self._format.chunk_size:
-            raise DataCorrupt(f"backup {origin.base} is of another size; it cannot be a base")
+            raise DataCorrupt(f"backup {base.record.id} is of another size; it cannot be a base")
         if not self.packs.may_miss:
-            return base, []
+            return Base(base, regions, [])
         size = base.chunk_size
         missing = [Extent(index * size, min(size, origin.size - index * size)) for index in base.missing_chunks()]
-        return base, missing
+        return Base(base, regions, missing)
 
     def _create_manifest(self, manifest: Manifest) -> None:
         """In the pack thread. Raises DeviceError."""
@@ -242,6 +257,8 @@ class PackRepository:
             self.storage.create(name, manifest.encode(self.packs.keys.manifest))
         except AlreadyExists:
             raise DeviceError(f"{name}: another backup has this id; start it again", 17) from None
+        with contextlib.suppress(StillpointError):  # it is older than the backup, so nobody begins with it
+            self.partials.delete(manifest.record.origin.volume)
         if self.packs.sealed_count - self._cached_packs >= _CACHE_EVERY_PACKS:
             self._write_cache()
 

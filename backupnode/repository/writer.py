@@ -13,6 +13,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
+from functools import partial
 from typing import Final, NamedTuple, TypeVar
 
 from stillpoint.errors import Refused
@@ -21,7 +22,7 @@ from stillpoint.extents import Extent
 from .backup_id import BackupId
 from .blobs import ID_SIZE, ZERO_ID, Blob, BlobKind, ChunkId, encode, id_of
 from .chunking import UNCHANGED, Chunk, Chunker, Zeroes
-from .interface import BackupRecord, Origin
+from .interface import BackupReader, BackupRecord, Origin, Region
 from .manifest import Manifest
 from .packs import OpenPack, Packs
 from .reader import PackReader
@@ -46,6 +47,14 @@ class Encoded(NamedTuple):
     blob: Blob | None
 
 
+class Base(NamedTuple):
+    """What a backup begins with. missing: where its chunks are lost."""
+
+    reader: PackReader | None
+    regions: tuple[Region, ...]
+    missing: Sequence[Extent]
+
+
 class Session:
     """A writer as a collection sees it, from before it looks at its base."""
 
@@ -63,9 +72,9 @@ class PackWriter:
         packs: Packs,
         session: Session,
         *,
-        base: PackReader | None,
-        missing: Sequence[Extent],
+        base: Base,
         create: Callable[[Manifest], None],
+        note: Callable[[Manifest, tuple[Region, ...]], None],
         ended: Callable[[], None],
         chunk_size: int,
         level: int,
@@ -76,9 +85,11 @@ class PackWriter:
         self._origin = origin
         self._packs = packs
         self._session = session
-        self._base = base
-        self._missing = missing
+        self._base = base.reader
+        self._regions = base.regions
+        self._missing = base.missing
         self._create = create
+        self._note = note
         self._end = ended
         self._chunk_size = chunk_size
         self._level = level
@@ -93,8 +104,8 @@ class PackWriter:
         self._relied: set[OpenPack] = set()
         self._stored_bytes = 0
         self._ended = False
-        self._index = _IndexInTheMaking(-(-origin.size // chunk_size), base)
-        self._data_bytes = 0 if base is None else base.record.data_bytes
+        self._index = _IndexInTheMaking(-(-origin.size // chunk_size), base.reader)
+        self._data_bytes = 0 if base.reader is None else base.reader.record.data_bytes
 
     @property
     def id(self) -> BackupId:
@@ -107,6 +118,14 @@ class PackWriter:
     @property
     def stored_bytes(self) -> int:
         return self._stored_bytes
+
+    @property
+    def base(self) -> BackupReader | None:
+        return self._base
+
+    @property
+    def regions(self) -> tuple[Region, ...]:
+        return self._regions
 
     @property
     def missing(self) -> Sequence[Extent]:
@@ -127,28 +146,24 @@ class PackWriter:
         for each in self._chunker.other(length, UNCHANGED):
             await self._add(each)
 
+    async def checkpoint(self) -> None:
+        assert not self._ended
+        position = self._chunker.boundary
+        root = await self._settle(self._index_so_far)
+        here = Region(position, self._origin.incarnation, self._origin.generation)
+        regions = (here, *(region for region in self._regions if region.end > position))
+        manifest = Manifest(self._record(received_bytes=0, alarm=""), self._chunk_size, root)
+        # For the reason that the manifest is made there.
+        await self._in_pack_thread(lambda: self._unless_fenced(partial(self._note, manifest, regions)))
+
     async def commit(self, *, received_bytes: int, alarm: str = "") -> BackupRecord:
         assert not self._ended
         assert self.position == self._origin.size, "a backup is committed before all of the volume was given"
-        self._encode_batch()
-        while self._under_way:
-            await self._take_oldest()
-        root = await self._in_pack_thread(self._finish_index)
-        await self._in_pack_thread(self._packs.seal)
-        for pack in self._relied:
-            await pack.durable()
-        record = BackupRecord(
-            id=self._id,
-            origin=self._origin,
-            finished_ns=self._clock(),
-            duration_ns=time.monotonic_ns() - self._started_ns,
-            data_bytes=self._data_bytes,
-            stored_bytes=self._stored_bytes,
-            received_bytes=received_bytes,
-            alarm=alarm,
-        )
+        root = await self._settle(self._finish_index)
+        record = self._record(received_bytes=received_bytes, alarm=alarm)
+        manifest = Manifest(record, self._chunk_size, root)
         # In the thread that collections condemn packs in, so that none comes between the look at the fence and this.
-        await self._in_pack_thread(lambda: self._make_manifest(Manifest(record, self._chunk_size, root)))
+        await self._in_pack_thread(lambda: self._unless_fenced(partial(self._create, manifest)))
         self._ended = True
         self._end()
         return record
@@ -163,10 +178,35 @@ class PackWriter:
             future.cancel()
         self._end()
 
-    def _make_manifest(self, manifest: Manifest) -> None:
+    async def _settle(self, finish: Callable[[], ChunkId]) -> ChunkId:
+        """Make all that was given durable. Returns what `finish` makes of the index."""
+        self._encode_batch()
+        while self._under_way:
+            await self._take_oldest()
+        root = await self._in_pack_thread(finish)
+        await self._in_pack_thread(self._packs.seal)
+        while self._relied:
+            pack = next(iter(self._relied))
+            await pack.durable()
+            self._relied.discard(pack)
+        return root
+
+    def _record(self, *, received_bytes: int, alarm: str) -> BackupRecord:
+        return BackupRecord(
+            id=self._id,
+            origin=self._origin,
+            finished_ns=self._clock(),
+            duration_ns=time.monotonic_ns() - self._started_ns,
+            data_bytes=self._data_bytes,
+            stored_bytes=self._stored_bytes,
+            received_bytes=received_bytes,
+            alarm=alarm,
+        )
+
+    def _unless_fenced(self, call: Callable[[], None]) -> None:
         if self._session.fenced:
             raise Refused(f"backup {self._id} was fenced by a collection, or given up; start it again")
-        self._create(manifest)
+        call()
 
     async def _add(self, each: Chunk | Zeroes) -> None:
         self._batch.append(each)
@@ -252,6 +292,9 @@ class PackWriter:
             self._stored_bytes += added
             self._relied |= relied
 
+    def _index_so_far(self) -> ChunkId:
+        return store_ids(self._index.ids_so_far(self._store_page), self._store_page)
+
     def _finish_index(self) -> ChunkId:
         self._finish_page()
         return store_ids(self._index.page_ids, self._store_page)
@@ -289,6 +332,14 @@ class _IndexInTheMaking:
             start = self.page_index * ID_SIZE
             self.page_ids[start : start + ID_SIZE] = store(bytes(self._page))
             self.page_index = -1
+
+    def ids_so_far(self, store: Callable[[bytes], ChunkId]) -> bytearray:
+        """Of the lowest pages, the one that is being changed as it is now."""
+        ids = bytearray(self.page_ids)
+        if self.page_index >= 0:
+            start = self.page_index * ID_SIZE
+            ids[start : start + ID_SIZE] = store(bytes(self._page))
+        return ids
 
     def data_chunks(self, first: int, end: int) -> list[int]:
         """The chunks from `first` to before `end` that are not zeroes in the base. Quick over pages of zeroes."""

@@ -230,10 +230,10 @@ def test_the_audit_finds_a_difference_wherever_it_looks(tmp_path: Path) -> None:
         source = Source(bench.client, name, QUICK)
         await source.describe()
         everything_but = [Extent(0, 5 * MIB), Extent(6 * MIB, SIZE - 6 * MIB)]
-        await audit(source, bench.repository, record.id, everything_but, seed=1)
+        await audit(source, bench.repository.open(record.id), everything_but, seed=1)
         bench.write(5 * MIB, bytes(MIB), noted=False)
         with pytest.raises(AuditMiss, match="differ from backup"):
-            await audit(source, bench.repository, record.id, everything_but, seed=1)
+            await audit(source, bench.repository.open(record.id), everything_but, seed=1)
 
     with_bench(tmp_path, body)
 
