@@ -447,7 +447,8 @@ class Channel:
         return self._dead
 
     def _want_read(self, want: bool) -> None:
-        if want == self._reading:
+        # Dead before it was started, or resumed: the number of its descriptor may be another socket's by now.
+        if want == self._reading or (want and self._dead):
             return
         self._reading = want
         if want:

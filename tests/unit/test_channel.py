@@ -267,6 +267,30 @@ def test_a_peer_that_vanishes_ends_the_channel_once(run: Callable[..., object]) 
     run(main())
 
 
+def test_a_reset_before_the_start_ends_the_channel_and_touches_no_other_socket(run: Callable[..., object]) -> None:
+    """A server greets before it listens to the client; a client that is gone by then makes sending fail."""
+
+    async def main() -> None:
+        ours, theirs = plain_sockets()
+        collector = Collector()
+        theirs.close()
+        channel = Channel(ours, collector)
+        channel.send_owned(b"greeting")
+        channel.flush()
+        assert channel.is_closed
+        left, right = plain_sockets()  # takes the number of the descriptor that was closed
+        channel.start()
+        channel.resume_reading()
+        with left, right:
+            right.send(b"not for the channel")
+            await asyncio.sleep(0.01)
+            assert left.recv(100) == b"not for the channel"
+        assert isinstance(await collector.end, OSError)
+        assert not collector.data
+
+    run(main())
+
+
 def test_a_reset_right_behind_data_ends_the_channel(run: Callable[..., object]) -> None:
     async def main() -> None:
         listener = socket.create_server(("127.0.0.1", 0))
