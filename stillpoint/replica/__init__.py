@@ -1,5 +1,6 @@
 """The durable and the pure half of staying one disk: generations, metadata, handshake, transitions. See README.md."""
 
+from . import transitions
 from .generations import HISTORY_MAX, Generation, mint
 from .handshake import By, Decision, Outcome, Reason, Role, Side, Source, decide, maps_agree
 from .state import PEERS_MAX, Fence, Flags, PeerState, ReplicaState
@@ -24,4 +25,5 @@ __all__ = [
     "decide",
     "maps_agree",
     "mint",
+    "transitions",
 ]

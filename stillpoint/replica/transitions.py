@@ -19,7 +19,7 @@ from uuid import UUID
 from stillpoint.errors import FencedError, InvalidRequest, Refused
 
 from .generations import Generation, remember
-from .handshake import Role
+from .handshake import By, Role
 from .state import NAME_BYTES_MAX, NO_FLAGS, PEERS_MAX, Fence, Flags, PeerState, ReplicaState
 
 _WHOLE = Flags.CONSISTENT | Flags.UP_TO_DATE
@@ -86,12 +86,16 @@ def next_session(state: ReplicaState, theirs: int) -> int:
     return max(state.fence.session, theirs, *(peer.session for peer in state.peers), 0) + 1
 
 
-def session_adopted(state: ReplicaState, peer: UUID, session: int) -> ReplicaState:
+def session_adopted(state: ReplicaState, peer: UUID, session: int, by: By | None) -> ReplicaState:
     """Both ends took the session; durable on the standby before its first acknowledgement, then on the primary.
 
+    by: what the handshake decided to send; None: in sync. Where that is not what the maps hold, they stop saying
+    anything, in the same step in which the session becomes the same on both sides and so would vouch for them.
     A standby's content follows that primary from now on, and its maps for other nodes do not record that.
     """
-    adopted = state.with_peer(replace(state.peer(peer), session=session))
+    known = state.peer(peer)
+    vouched = by is None or by is By.BITMAP
+    adopted = state.with_peer(replace(known, session=session, bitmap=known.bitmap if vouched else None))
     if state.role is Role.PRIMARY:
         return adopted
     return _forget_others(adopted, peer)
@@ -207,12 +211,18 @@ def demoted(state: ReplicaState, *, clean: bool) -> ReplicaState:
     return replace(state, role=Role.STANDBY, flags=state.flags & ~Flags.CRASHED_PRIMARY if clean else state.flags)
 
 
-def cut_cleanly(state: ReplicaState, members: Iterable[UUID], cut: Generation, session: int) -> ReplicaState:
-    """Every member, and the primary that hands over, at one flushed point of the stream: all hold the same bytes.
+def cut_cleanly(
+    state: ReplicaState, members: Iterable[UUID], *, at: Generation | None, cut: Generation, session: int
+) -> ReplicaState:
+    """Every member, and the primary that hands over (a standby by now), at one flushed point of the stream: all hold
+    the same bytes, in generation `at`. From now on they need no comparing among each other, whichever is promoted.
 
-    The sessions have ended, each map for another member has been emptied before, and `session` is above all theirs.
-    From now on the members need no comparing among each other, whichever of them is promoted.
+    The sessions have ended, each member's maps for the others are emptied before this is durable, and `session` is
+    above all theirs. cut: a new generation that names what the maps are relative to.
+    Raises Refused on a node that is primary, or whose copy is not whole and of that generation.
     """
+    if state.role is Role.PRIMARY or not state.has(_WHOLE) or state.current != at:
+        raise Refused(f"node {state.name} has no part in this handing over: its copy has gone another way")
     for member in members:
         if member != state.node:
             known = replace(state.peer(member), generation=state.current, bitmap=cut, session=session)
@@ -220,7 +230,7 @@ def cut_cleanly(state: ReplicaState, members: Iterable[UUID], cut: Generation, s
     return state
 
 
-# --- what an operator, or another node, says
+# --- what an operator, or another node, says. A standby's session is ended before each of these
 
 
 def outdated(state: ReplicaState) -> ReplicaState:
@@ -233,6 +243,16 @@ def discarded(state: ReplicaState) -> ReplicaState:
     if state.role is Role.PRIMARY:
         raise Refused(f"node {state.name} is primary; make it standby before its copy is given up")
     return replace(state, flags=(state.flags | Flags.DISCARD) & ~Flags.UP_TO_DATE)
+
+
+def epoch_raised(state: ReplicaState, above: Fence) -> ReplicaState:
+    """The winner of a split brain, over the fence of the loser, which would refuse it otherwise.
+
+    Durable before the loser is marked. Sessions that go on are not touched; the next ones are of the new epoch.
+    """
+    if state.fence > above:
+        return state
+    return replace(state, fence=Fence(above.epoch + 1, 0))
 
 
 def distrusted(state: ReplicaState) -> ReplicaState:

@@ -2,31 +2,15 @@
 
 from __future__ import annotations
 
-import importlib
-import shutil
-import sys
-from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 
 import standby.cow
 from tests.simulation.cow_world import History
+from tests.support.mutants import Mutant, imported
 
 _HISTORIES_MAX = 400
-
-
-@dataclass(frozen=True)
-class Mutant:
-    """In `file`, `good` is replaced by `bad`. A rare one names a history that showed it, to be tried first."""
-
-    name: str
-    file: str
-    good: str
-    bad: str
-    seed: int = 0
 
 
 MUTANTS = (
@@ -193,32 +177,13 @@ MUTANTS = (
 )
 
 
-@pytest.fixture
-def mutated(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[ModuleType]:
-    mutant: Mutant = request.param
-    package = f"cow_mutant_{MUTANTS.index(mutant)}"
-    folder = tmp_path / package
-    shutil.copytree(Path(standby.cow.__file__).parent, folder, ignore=shutil.ignore_patterns("__pycache__"))
-    source = (folder / mutant.file).read_text()
-    assert mutant.good in source, f"the fault {mutant.name!r} does not apply any more"
-    (folder / mutant.file).write_text(source.replace(mutant.good, mutant.bad))
-    sys.path.insert(0, str(tmp_path))
-    try:
-        module = importlib.import_module(package)
-        vars(module)["first_seed"] = mutant.seed
-        yield module
-    finally:
-        sys.path.remove(str(tmp_path))
-        for name in [name for name in sys.modules if name.split(".")[0] == package]:
-            del sys.modules[name]
-
-
-@pytest.mark.parametrize("mutated", MUTANTS, ids=lambda mutant: mutant.name, indirect=True)
-def test_a_deliberate_fault_is_caught(mutated: ModuleType) -> None:
-    for seed in (mutated.first_seed, *range(_HISTORIES_MAX)):
-        try:
-            History(mutated, seed).run()
-        except Exception as error:  # noqa: BLE001 - whatever it breaks, it was caught
-            print(f"caught by seed {seed}: {type(error).__name__}: {error}")
-            return
+@pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.name)
+def test_a_deliberate_fault_is_caught(mutant: Mutant, tmp_path: Path) -> None:
+    with imported(mutant, standby.cow, tmp_path) as mutated:
+        for seed in (mutant.seed, *range(_HISTORIES_MAX)):
+            try:
+                History(mutated, seed).run()
+            except Exception as error:  # noqa: BLE001 - whatever it breaks, it was caught
+                print(f"caught by seed {seed}: {type(error).__name__}: {error}")
+                return
     pytest.fail(f"not caught by {_HISTORIES_MAX} histories")

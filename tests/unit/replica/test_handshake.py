@@ -11,6 +11,7 @@ from uuid import UUID
 import pytest
 
 from stillpoint.replica import By, Decision, Generation, Outcome, Reason, Role, Side, Source, decide
+from tests.unit.replica.handshake_table import BEGIN, END, README, made
 
 OLD, MINE, THEIRS, BASE, OTHER_BASE = (Generation(1, UUID(int=number)) for number in range(1, 6))
 VOLUME = UUID(int=100)
@@ -195,3 +196,8 @@ def test_a_promoted_standby_is_followed_before_the_crashed_primary() -> None:
     assert decide(promoted, replace(crashed, role=Role.PRIMARY)) == Decision(
         Outcome.REFUSE, reason=Reason.STALE_PRIMARY, at=Source.THEIRS
     )
+
+
+def test_the_table_in_the_readme_is_what_the_function_says() -> None:
+    """Else: python -m tests.unit.replica.handshake_table"""
+    assert BEGIN + made() + END in README.read_text()
