@@ -24,6 +24,7 @@ class AttachedStandby:
 
     __slots__ = (
         "_flushing_map",
+        "_joined",
         "_moved",
         "awaited",
         "detached",
@@ -43,12 +44,14 @@ class AttachedStandby:
         *,
         detached: Callable[[Exception], None],
         moved: Callable[[AttachedStandby], None],
+        joined: Callable[[], None],
     ) -> None:
-        """`detached`: the session ended. `moved`: more is durable there, or it came in sync."""
+        """`detached`: the session ended. `moved`: more is durable there. `joined`: it came in sync."""
         self.sender = sender
         self.dirty = dirty
         self.detached = detached
         self._moved = moved
+        self._joined = joined
         self.pending: deque[tuple[int, Request]] = deque()
         self.awaited = False  # every write waits for it; otherwise only those beyond `queue_bytes` in flight
         self.queue_bytes = 0
@@ -96,6 +99,7 @@ class AttachedStandby:
         if 0 < self.joining <= flushed:
             self.joining = 0
             self.in_sync = True
+            self._joined()
         self._moved(self)
 
     def _take_applied(self, applied: int) -> Iterator[Request]:

@@ -11,8 +11,8 @@ Invariants
   finished here and on every required standby. ASYNC waits for the local part only; its barriers are queued.
 - A standby is waited for (`require`) from the frame on that ends its resync. One that is still being brought up to date
   holds a write back only while its queue is long.
-- When a standby goes away, what it may lack is dirty before any request that waited for it is answered. The others
-  never notice.
+- When a standby goes away, what it may lack is dirty before any request that waited for it is answered, if the policy
+  has it answered at all (`gate.py`). The others never notice.
 - A request that failed here may have reached the standbys: its range is dirty and their sessions end, so that the
   resync brings them back to what this device holds.
 
@@ -25,24 +25,25 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import enum
-import errno as errno_module
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor
 from time import perf_counter
 
 from stillpoint.devices import BlockDevice
-from stillpoint.errors import DeviceError, StillpointError
+from stillpoint.errors import DeviceError, PeerUnavailable, StillpointError
 from stillpoint.extents import Extent, MappedExtent, split
-from stillpoint.nbd.constants import REQUEST_SIZE_MAX
+from stillpoint.nbd.constants import REQUEST_SIZE_MAX, Errno
 from stillpoint.nbd.errors import nbd_errno
-from stillpoint.nbd.export import Replier, run_in_thread
+from stillpoint.nbd.export import Replier
 from stillpoint.traffic import Latency, Traffic
 
 from .attached import AttachedStandby
 from .dirty_map import DirtyMap
+from .flusher import Flusher
+from .gate import Gate, LossPolicy
 from .hot_extents import EXTENT_SHIFT, USED, HotExtents
-from .requests import PartedReplier, Request, answer, answer_if_done
+from .requests import PartedReplier, Request, answer
 from .sender import Sender
 from .write_intent import WriteIntent
 
@@ -60,6 +61,13 @@ class AckMode(enum.Enum):
     DURABLE = "durable"  # durable on all of them
 
 
+class CongestionPolicy(enum.Enum):
+    """What happens when the queue of an asynchronous volume is full."""
+
+    BLOCK = "block"  # writes wait for room
+    DETACH = "detach"  # the standby is detached, and gets what it lacks when it attaches again
+
+
 class Reading:
     """A range that is read in a thread; `disturbed` when it was written to meanwhile."""
 
@@ -68,19 +76,6 @@ class Reading:
     def __init__(self, extent: Extent) -> None:
         self.offset, self.end = extent.offset, extent.end
         self.disturbed = False
-
-
-class _Flush:
-    """One flush of all nodes, and the requests that it answers."""
-
-    __slots__ = ("error", "here", "there", "waiting")
-
-    def __init__(self, waiting: list[Request], there: dict[AttachedStandby, int]) -> None:
-        """there: the standbys that it waits for, and the sequence of its frame to each."""
-        self.waiting = waiting
-        self.here = False
-        self.there = there
-        self.error = 0
 
 
 # What the local device still has to do for the batch: the work, the request that reports its failure, and the range.
@@ -105,6 +100,8 @@ class MirroredDevice:
         executor: Executor,
         *,
         mode: AckMode,
+        on_standby_loss: LossPolicy = LossPolicy.CONTINUE,
+        congestion: CongestionPolicy = CongestionPolicy.BLOCK,
         intent: WriteIntent | None = None,
         async_queue_bytes: int = 32 << 20,
     ) -> None:
@@ -115,6 +112,7 @@ class MirroredDevice:
         self.name = name
         self.description = f"volume {name}"
         self.mode = mode
+        self.congestion = congestion
         self.connection_count = 0
         self.traffic = Traffic()
         self.failure = ""
@@ -126,7 +124,6 @@ class MirroredDevice:
         if intent is not None:
             intent.released = self.end_batch
             intent.failed = self._fail
-        self._executor = executor
         self._async_queue_bytes = async_queue_bytes
         self._standbys: tuple[AttachedStandby, ...] = ()
         self._readings: list[Reading] = []
@@ -136,8 +133,8 @@ class MirroredDevice:
         self._began = 0.0  # when the batch in hand had arrived; 0.0: none is in hand
         self._local: list[_LocalWork] = []
         self._answer_now: list[Request] = []
-        self._flush_waiting: list[Request] = []
-        self._flush: _Flush | None = None
+        self.gate = Gate(on_standby_loss, opened=lambda: self._flusher.begin())
+        self._flusher = Flusher(name, device, executor, self.gate, self._fail)
 
     # --- reading
 
@@ -173,6 +170,9 @@ class MirroredDevice:
         held_since: float = 0.0,
     ) -> None:
         """held_since: not 0.0: it was held back, its batch began then, and its extents are hot now."""
+        if self.gate.refusing:
+            replier.reply(cookie, Errno.EIO)
+            return
         length = len(payload)
         began = held_since or self._began or self._begin_batch()
         extent = offset >> EXTENT_SHIFT
@@ -216,6 +216,9 @@ class MirroredDevice:
         held_since: float = 0.0,
     ) -> None:
         """held_since: as for `write`."""
+        if self.gate.refusing:
+            replier.reply(cookie, Errno.EIO)
+            return
         began = held_since or self._began or self._begin_batch()
         intent = self._intent
         if intent is not None and not held_since:
@@ -251,12 +254,15 @@ class MirroredDevice:
 
     def flush(self, replier: Replier, cookie: int, /) -> None:
         began = self._began or self._begin_batch()
-        self._flush_waiting.append(Request(replier, cookie, began, self.traffic.flush_latency))
+        self._flusher.waiting.append(Request(replier, cookie, began, self.traffic.flush_latency))
 
     def _answer_after(self, request: Request, flushed: bool) -> None:
         if flushed:
-            self._flush_waiting.append(request)
-        elif not request.remaining:
+            self._flusher.waiting.append(request)
+            return
+        if self.gate.closed:
+            self.gate.withhold(request)
+        if not request.remaining:
             self._answer_now.append(request)
 
     def _begin_batch(self) -> float:
@@ -272,8 +278,10 @@ class MirroredDevice:
         if self._answer_now:
             answered, self._answer_now = self._answer_now, []
             answer(answered)
-        if self._flush_waiting and self._flush is None:
-            self._start_flush()
+        if self._flusher.waiting:
+            self._flusher.begin()
+        if self.congestion is CongestionPolicy.DETACH and self.mode is AckMode.ASYNC:
+            self._detach_congested()
         if self._intent is not None:
             self._intent.batch_ended()
 
@@ -304,63 +312,39 @@ class MirroredDevice:
             for standby in self._standbys:
                 standby.sender.end(DeviceError(f"the primary could not write what it had sent: {failed}", 0))
 
-    # --- flushing
-
-    def _start_flush(self) -> None:
-        """One at a time: the requests that come meanwhile share the next one."""
-        waiting, self._flush_waiting = self._flush_waiting, []
-        sent = {standby: standby.flush() for standby in self._standbys}
-        there = {standby: sequence for standby, sequence in sent.items() if standby.awaited}
-        self._flush = flush = _Flush(waiting, there)
-        run_in_thread(self._executor, self._device.flush, lambda error: self._flushed_here(flush, error))
-
-    def _flushed_here(self, flush: _Flush, error: Exception | None) -> None:
-        flush.here = True
-        if error is not None:
-            flush.error = nbd_errno(error) or errno_module.EIO
-            self.failure = str(error)
-            logger.error("flush failed: %s", error, extra={"volume": self.name})
-        self._finish_flush()
-
-    def _standby_moved(self, standby: AttachedStandby) -> None:
-        """More is durable there."""
-        flush = self._flush
-        if flush is not None and standby in flush.there and flush.there[standby] <= standby.durable:
-            del flush.there[standby]
-            self._finish_flush()
-
-    def _finish_flush(self) -> None:
-        flush = self._flush
-        if flush is None or not flush.here or flush.there:
-            return
-        self._flush = None
-        if flush.error:
-            for request in flush.waiting:
-                request.errno = request.errno or flush.error
-        answer(flush.waiting)
-        if self._flush_waiting:
-            self._start_flush()
-
     # --- the standbys
+
+    @property
+    def withheld_count(self) -> int:
+        """Requests that wait for the gate."""
+        return self.gate.withheld_count + (len(self._flusher.waiting) if self.gate.closed else 0)
 
     @property
     def waiting_count(self) -> int:
         """Requests that wait for a standby."""
-        return sum(len(standby.pending) for standby in self._standbys) + len(self._flush_waiting)
+        return sum(len(standby.pending) for standby in self._standbys) + len(self._flusher.waiting)
 
     def attach(self, sender: Sender, dirty: DirtyMap, detached: Callable[[Exception], None]) -> None:
         """From now on every change goes to this sender too. `detached` is called once when that ends."""
         assert dirty in self._maps
         assert all(standby.dirty is not dirty for standby in self._standbys)
-        standby = AttachedStandby(sender, dirty, detached=detached, moved=self._standby_moved)
+        standby = AttachedStandby(
+            sender, dirty, detached=detached, moved=self._flusher.moved, joined=self._standbys_changed
+        )
         self._weigh(standby)
-        self._standbys = (*self._standbys, standby)
+        self._standbys = self._flusher.standbys = (*self._standbys, standby)
 
     def require(self, sender: Sender, sequence: int) -> None:
         """Frame `sequence`, which was just sent, ends this sender's resync: writes wait for it from now on."""
         standby = self._attached(sender)
         if standby is not None:
             standby.joining, standby.required = sequence, True
+            self._weigh(standby)
+
+    def set_mode(self, mode: AckMode) -> None:
+        """For every write from now on."""
+        self.mode = mode
+        for standby in self._standbys:
             self._weigh(standby)
 
     def _weigh(self, standby: AttachedStandby) -> None:
@@ -379,22 +363,32 @@ class MirroredDevice:
             standby.flush_in_background()
 
     def detach(self, sender: Sender, error: Exception) -> None:
-        """This standby is gone: go on without it, and remember what it lacks."""
+        """This standby is gone: go on without it as the policy says, and remember what it lacks.
+
+        `detached` of `attach` is called before anything is answered: it may close the gate.
+        """
         standby = self._attached(sender)
         if standby is None:
             return
-        self._standbys = tuple(other for other in self._standbys if other is not standby)
+        self._standbys = self._flusher.standbys = tuple(other for other in self._standbys if other is not standby)
         standby.dirty.disconnect()
-        answer_if_done(standby.take_pending())
-        if self._flush is not None:
-            self._flush.there.pop(standby, None)
-            self._finish_flush()
         standby.detached(error)
+        self._standbys_changed()
+        self.gate.settle(standby.take_pending())
+        self._flusher.lost(standby)
+
+    def _standbys_changed(self) -> None:
+        self.gate.standbys_changed(alone=not any(standby.in_sync for standby in self._standbys))
+
+    def _detach_congested(self) -> None:
+        for standby in self._standbys:
+            if standby.required and standby.sender.in_flight_bytes >= standby.queue_bytes:
+                standby.sender.end(PeerUnavailable("its queue is full; what it lacks is remembered"))
 
     async def barrier(self) -> None:
         """Until a flush on all nodes of everything answered before has finished. Raises DeviceError."""
         waiter = _Waiter()
-        self._flush_waiting.append(Request(waiter, 0, perf_counter(), Latency()))  # no client's, so not their latency
+        self._flusher.waiting.append(Request(waiter, 0, perf_counter(), Latency()))  # no client's, so not their latency
         self.end_batch()
         errno = await waiter.result
         if errno:

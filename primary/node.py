@@ -97,6 +97,8 @@ class PrimaryNode:
     async def stop(self) -> None:
         """Answer what is in flight, flush both nodes, and mark everything clean."""
         await self.quiescer.stop()
+        for volume in self.volumes.values():
+            volume.export.gate.end()
         await self.nbd.stop()
         for volume in self.volumes.values():
             try:
@@ -243,6 +245,7 @@ class PrimaryNode:
                         f"volume {name!r}: its mirror cannot be deleted: {error}; use force to leave it"
                     ) from None
             del self._exports[name], self.volumes[name]
+            volume.export.gate.end()
             await self.nbd.drop(volume.export)
             with contextlib.suppress(StillpointError):
                 await volume.close()

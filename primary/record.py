@@ -32,6 +32,9 @@ class VolumeRecord:
     created_ns: int
     mirror_uuid: str = ""
     session: int = 0
+    on_standby_loss: str = "continue"
+    congestion: str = "block"
+    resync_rate: int = 0  # bytes a second, at most; 0: as fast as it goes
 
     @property
     def file(self) -> Path:

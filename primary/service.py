@@ -13,7 +13,8 @@ from stillpoint.runtime import node_info
 from stillpoint.wire.status import Context, answers
 from stillpoint.wire.v1 import common_pb2, primary_pb2, primary_pb2_grpc
 
-from .mirrored_device import AckMode
+from .gate import LossPolicy
+from .mirrored_device import AckMode, CongestionPolicy
 from .node import PrimaryNode
 from .pair import PairState
 from .verify import Comparison
@@ -30,6 +31,17 @@ _MODES = {
     primary_pb2.ACK_MODE_DURABLE: AckMode.DURABLE,
 }
 _MODE_CODES = {mode: code for code, mode in _MODES.items() if code != primary_pb2.ACK_MODE_UNSPECIFIED}
+_LOSS_POLICIES = {
+    primary_pb2.ON_STANDBY_LOSS_CONTINUE: LossPolicy.CONTINUE,
+    primary_pb2.ON_STANDBY_LOSS_SUSPEND: LossPolicy.SUSPEND,
+    primary_pb2.ON_STANDBY_LOSS_ERROR: LossPolicy.ERROR,
+}
+_LOSS_POLICY_CODES = {policy: code for code, policy in _LOSS_POLICIES.items()}
+_CONGESTION = {
+    primary_pb2.CONGESTION_BLOCK: CongestionPolicy.BLOCK,
+    primary_pb2.CONGESTION_DETACH: CongestionPolicy.DETACH,
+}
+_CONGESTION_CODES = {policy: code for code, policy in _CONGESTION.items()}
 _STATES = {
     PairState.DISCONNECTED: primary_pb2.PAIR_STATE_DISCONNECTED,
     PairState.SYNCING: primary_pb2.PAIR_STATE_SYNCING,
@@ -69,6 +81,26 @@ class PrimaryService(primary_pb2_grpc.PrimaryServiceServicer):
     @answers
     async def ResizeVolume(self, request: primary_pb2.ResizeVolumeRequest, context: Context) -> primary_pb2.Volume:
         return describe(await self._node.resize_volume(request.name, size=request.size), self._node)
+
+    @answers
+    async def SetVolume(self, request: primary_pb2.SetVolumeRequest, context: Context) -> primary_pb2.Volume:
+        volume = self._node.volume(request.name)
+        try:
+            volume.set(
+                mode=_MODES[request.mode] if request.mode else None,
+                on_standby_loss=_LOSS_POLICIES[request.on_standby_loss] if request.on_standby_loss else None,
+                congestion=_CONGESTION[request.congestion] if request.congestion else None,
+                resync_rate=request.resync_rate if request.HasField("resync_rate") else None,
+            )
+        except KeyError as error:
+            raise InvalidRequest(f"volume {request.name!r}: unknown setting {error}") from None
+        return describe(volume, self._node)
+
+    @answers
+    async def ResumeVolume(self, request: primary_pb2.ResumeVolumeRequest, context: Context) -> primary_pb2.Volume:
+        volume = self._node.volume(request.name)
+        volume.export.gate.excuse()
+        return describe(volume, self._node)
 
     @answers
     async def DeleteVolume(self, request: primary_pb2.DeleteVolumeRequest, context: Context) -> common_pb2.Empty:
@@ -143,6 +175,14 @@ def describe(volume: Volume, node: PrimaryNode) -> primary_pb2.Volume:
         read_bytes=export.traffic.read_bytes,
         written_bytes=export.traffic.written_bytes,
         failure=export.failure,
+        on_standby_loss=_LOSS_POLICY_CODES[export.gate.policy],
+        congestion=_CONGESTION_CODES[export.congestion],
+        resync_rate=record.resync_rate,
+        suspended=export.gate.reasons,
+        refusing=export.gate.refusing,
+        withheld_count=export.withheld_count,
+        hot_bytes=volume.intent.hot_bytes if volume.intent is not None else 0,
+        crash_resync_bytes_max=volume.crash_resync_bytes_max,
         pair=primary_pb2.Pair(
             state=_STATES[pair.state],
             since_ns=pair.since_ns,

@@ -15,11 +15,15 @@ from stillpoint.extents import Extent
 
 from .config import PrimaryConfig
 from .dirty_map import DirtyMap
-from .mirrored_device import AckMode, MirroredDevice
+from .gate import LossPolicy
+from .mirrored_device import AckMode, CongestionPolicy, MirroredDevice
 from .pair import Pair
 from .record import VolumeRecord
 from .standby_client import StandbyClient
 from .write_intent import open_write_intent
+
+# How often a probe that waits looks whether it waits for the gate.
+_GATE_LOOK_S = 0.2
 
 
 class Volume:
@@ -51,6 +55,8 @@ class Volume:
             [self.dirty],
             executor,
             mode=AckMode(record.mode),
+            on_standby_loss=LossPolicy(record.on_standby_loss),
+            congestion=CongestionPolicy(record.congestion),
             intent=self.intent,
             async_queue_bytes=config.limits.async_queue_bytes,
         )
@@ -69,6 +75,39 @@ class Volume:
     def start(self) -> None:
         self._task = asyncio.create_task(self.pair.run(), name=f"pair {self.record.name}")
 
+    @property
+    def crash_resync_bytes_max(self) -> int:
+        """What a power loss of this node makes dirty, at most, besides what is dirty already."""
+        return min(self.record.size, self.intent.resync_max_bytes if self.intent is not None else self.record.size)
+
+    def set(
+        self,
+        *,
+        mode: AckMode | None = None,
+        on_standby_loss: LossPolicy | None = None,
+        congestion: CongestionPolicy | None = None,
+        resync_rate: int | None = None,
+    ) -> None:
+        """What is not None, for every request from now on. Durable on return.
+
+        Raises DeviceError; nothing changed then.
+        """
+        record = self.record
+        before = (record.mode, record.on_standby_loss, record.congestion, record.resync_rate)
+        record.mode = record.mode if mode is None else mode.value
+        record.on_standby_loss = record.on_standby_loss if on_standby_loss is None else on_standby_loss.value
+        record.congestion = record.congestion if congestion is None else congestion.value
+        record.resync_rate = record.resync_rate if resync_rate is None else resync_rate
+        try:
+            record.save()
+        except BaseException:
+            record.mode, record.on_standby_loss, record.congestion, record.resync_rate = before
+            raise
+        self.export.congestion = CongestionPolicy(record.congestion)
+        self.export.set_mode(AckMode(record.mode))
+        if on_standby_loss is not None:
+            self.export.gate.set_policy(on_standby_loss)
+
     async def grow(self, size: int) -> None:
         """Show `size` bytes to clients that connect from now on; the mirror has grown already. Durable on return.
 
@@ -86,18 +125,33 @@ class Volume:
         self.export.grow(size)
 
     async def probe(self) -> None:
-        """Read and flush as a client's requests do, to see whether they would be answered. Raises DeviceError."""
+        """Read and flush as a client's requests do, to see whether they would be answered. Raises DeviceError.
+
+        While clients get no answer because no standby is in sync and an operator wanted it so, this node is not at
+        fault: then only its disk is flushed.
+        """
         size = self.device.size
         buffer = memoryview(bytearray(min(PROBE_SIZE, size)))
         loop = asyncio.get_running_loop()
         await loop.run_in_executor(self._executor, self.export.read_into, probe_offset(size), buffer)
-        await self.export.barrier()
+        gate = self.export.gate
+        flushing = asyncio.ensure_future(self.export.barrier())
+        try:
+            while not (gate.closed or gate.refusing):
+                await asyncio.wait([flushing], timeout=_GATE_LOOK_S)
+                if flushing.done():
+                    flushing.result()
+                    return
+        finally:
+            flushing.cancel()
+        await loop.run_in_executor(self._executor, self.device.flush)
 
     async def close(self) -> None:
         """After its clients are gone: flush both nodes, end the session, mark the map clean.
 
         Raises DeviceError when the last flush fails; the volume is closed all the same, and its map not marked clean.
         """
+        self.export.gate.clients_gone()
         try:
             await self.export.barrier()
         finally:

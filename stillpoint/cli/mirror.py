@@ -10,6 +10,7 @@ from ..config import format_size
 from ..wire.v1 import common_pb2, primary_pb2, standby_pb2
 from .command import Group, Invocation, asynchronous, pass_invocation, size
 from .output import enum_word, format_age, iso_time
+from .volume import volume_document, writers_cell
 
 
 def state_word(state: standby_pb2.MirrorState) -> str:
@@ -84,6 +85,30 @@ async def status(invocation: Invocation) -> None:
     for each in mirrors:
         if each.detail:
             invocation.output.line(f"{each.volume}: {each.detail}")
+
+
+@mirror.command()
+@click.argument("volume")
+@pass_invocation
+@asynchronous
+async def resume(invocation: Invocation, volume: str) -> None:
+    """Let a volume's writers go on without a standby, until one has been in sync again.
+
+    For a volume whose writes are suspended or refused (`volume set
+    --on-standby-loss`). What they write is on the primary alone, and is
+    copied when a standby is back.
+
+    \b
+    Example: standbyctl mirror resume vol1
+    """
+    async with invocation.nodes() as nodes:
+        resumed = await nodes.primary.call(
+            "ResumeVolume", primary_pb2.ResumeVolumeRequest(name=volume), primary_pb2.Volume
+        )
+    if invocation.output.as_json:
+        invocation.output.document(volume_document(resumed))
+    else:
+        invocation.output.line(f"volume {volume}: {writers_cell(resumed) or 'writers go on'}")
 
 
 @mirror.command()

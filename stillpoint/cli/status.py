@@ -23,7 +23,7 @@ from .mirror import mirror_document
 from .nodes import STATUS_TIMEOUT_S, Node, Nodes
 from .output import Output, format_age, format_seconds, iso_time, plural
 from .store import store_document, used_cell
-from .volume import mode_word, pair_cell, volume_document
+from .volume import mode_word, pair_cell, volume_document, writers_cell
 
 M = TypeVar("M", bound=Message)
 
@@ -83,6 +83,10 @@ def find_problems(state: ClusterState, only: str | None = None) -> list[str]:
     for volume in state.volumes(only):
         if volume.failure:
             problems.append(f"{volume.name}: the primary's device failed: {volume.failure}")
+        if volume.refusing or volume.suspended:
+            problems.append(
+                f"{volume.name}: writes are {writers_cell(volume)}; `standbyctl mirror resume {volume.name}`"
+            )
         if volume.pair.state != primary_pb2.PAIR_STATE_IN_SYNC:
             problems.append(_apart(volume))
         if volume.pair.mismatch_bytes:

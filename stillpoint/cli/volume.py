@@ -27,6 +27,31 @@ _MODES = {
 }
 
 
+_LOSS_POLICIES = {
+    "continue": primary_pb2.ON_STANDBY_LOSS_CONTINUE,
+    "suspend": primary_pb2.ON_STANDBY_LOSS_SUSPEND,
+    "error": primary_pb2.ON_STANDBY_LOSS_ERROR,
+}
+_CONGESTION = {"block": primary_pb2.CONGESTION_BLOCK, "detach": primary_pb2.CONGESTION_DETACH}
+
+
+def loss_policy_word(policy: primary_pb2.OnStandbyLoss) -> str:
+    return enum_word(primary_pb2.OnStandbyLoss.Name(policy), "ON_STANDBY_LOSS_")
+
+
+def congestion_word(policy: primary_pb2.Congestion) -> str:
+    return enum_word(primary_pb2.Congestion.Name(policy), "CONGESTION_")
+
+
+def writers_cell(volume: primary_pb2.Volume) -> str:
+    """What stops writers, if anything does."""
+    if volume.refusing:
+        return "REFUSED: no standby is in sync"
+    if volume.suspended:
+        return f"SUSPENDED ({volume.withheld_count} wait): {', '.join(volume.suspended)}"
+    return ""
+
+
 def mode_word(mode: primary_pb2.AckMode) -> str:
     return enum_word(primary_pb2.AckMode.Name(mode), "ACK_MODE_")
 
@@ -71,6 +96,14 @@ def volume_document(volume: primary_pb2.Volume) -> dict[str, Any]:
         "read_bytes": volume.read_bytes,
         "written_bytes": volume.written_bytes,
         "failure": volume.failure,
+        "on_standby_loss": loss_policy_word(volume.on_standby_loss),
+        "congestion": congestion_word(volume.congestion),
+        "resync_rate": volume.resync_rate,
+        "suspended": list(volume.suspended),
+        "refusing": volume.refusing,
+        "withheld_count": volume.withheld_count,
+        "hot_bytes": volume.hot_bytes,
+        "crash_resync_bytes_max": volume.crash_resync_bytes_max,
         "pair": pair_document(volume.pair),
     }
 
@@ -230,6 +263,15 @@ async def show(invocation: Invocation, name: str) -> None:
             ("address", uri),
             ("devices", ", ".join(shown.device_paths)),
             ("failure", shown.failure or "none"),
+            (
+                "standby lost",
+                f"{loss_policy_word(shown.on_standby_loss)}; queue full: {congestion_word(shown.congestion)}",
+            ),
+            ("writers", writers_cell(shown) or "served"),
+            (
+                "after a crash",
+                f"up to {format_size(shown.crash_resync_bytes_max)} more to copy; {format_size(shown.hot_bytes)} now",
+            ),
             ("pair", " ".join(filter(None, (pair_cell(pair.state), f"for {format_age(pair.since_ns)}", pair.detail)))),
             ("carrier", pair.carrier or "-"),
             ("behind", f"{format_size(pair.dirty_bytes)} to copy, {format_size(pair.unflushed_bytes)} not flushed"),
@@ -262,6 +304,55 @@ async def resize(invocation: Invocation, name: str, size: int) -> None:
         invocation.output.document(volume_document(grown))
     else:
         invocation.output.line(f"volume {name} has {format_size(grown.size)}")
+
+
+@volume.command("set")
+@click.argument("name")
+@click.option("--mode", type=click.Choice(list(_MODES)), help="When a write is answered.")
+@click.option("--on-standby-loss", type=click.Choice(list(_LOSS_POLICIES)), help="What writers see without a standby.")
+@click.option("--congestion", type=click.Choice(list(_CONGESTION)), help="When an async volume's queue is full.")
+@click.option("--resync-rate", type=size_type, metavar="SIZE", help="Bytes a second, at most; 0: no limit.")
+@pass_invocation
+@asynchronous
+async def set_(
+    invocation: Invocation,
+    name: str,
+    mode: str | None,
+    on_standby_loss: str | None,
+    congestion: str | None,
+    resync_rate: int | None,
+) -> None:
+    """Change how a volume answers, while it is used. What is not named stays as it is.
+
+    \b
+    --on-standby-loss continue  writes go on; what they change is remembered for the standby
+                      suspend   writes wait until a standby is in sync, or `mirror resume`
+                      error     writes fail
+    --congestion      block     an async volume's writes wait while its queue is full
+                      detach    its standby is detached, and catches up later
+
+    \b
+    Example: standbyctl volume set vol1 --mode durable --on-standby-loss suspend
+    """
+    request = primary_pb2.SetVolumeRequest(
+        name=name,
+        mode=_MODES[mode] if mode else primary_pb2.ACK_MODE_UNSPECIFIED,
+        on_standby_loss=_LOSS_POLICIES[on_standby_loss] if on_standby_loss else primary_pb2.ON_STANDBY_LOSS_UNSPECIFIED,
+        congestion=_CONGESTION[congestion] if congestion else primary_pb2.CONGESTION_UNSPECIFIED,
+        resync_rate=resync_rate,
+    )
+    if not (mode or on_standby_loss or congestion or resync_rate is not None):
+        raise click.UsageError("name what to change: --mode, --on-standby-loss, --congestion or --resync-rate")
+    async with invocation.nodes() as nodes:
+        changed = await nodes.primary.call("SetVolume", request, primary_pb2.Volume)
+    if invocation.output.as_json:
+        invocation.output.document(volume_document(changed))
+        return
+    invocation.output.line(
+        f"volume {name}: mode {mode_word(changed.mode)}, standby lost: {loss_policy_word(changed.on_standby_loss)}, "
+        f"queue full: {congestion_word(changed.congestion)}, resync at "
+        + (f"{format_size(changed.resync_rate)}/s at most" if changed.resync_rate else "full speed")
+    )
 
 
 @volume.command()

@@ -30,6 +30,8 @@ METHODS: Final[Mapping[str, Mapping[str, Roles]]] = {
         "GetVolume": _ADMIN,
         "ListVolumes": _ADMIN,
         "ResizeVolume": _ADMIN,
+        "SetVolume": _ADMIN,
+        "ResumeVolume": _ADMIN,
         "DeleteVolume": _ADMIN,
         "Freeze": _PEER_ADMIN,
         "Thaw": _PEER_ADMIN,

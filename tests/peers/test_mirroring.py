@@ -408,3 +408,36 @@ def test_other_clients_read_a_snapshot_and_cannot_write_it(tcp_pair: LocalCluste
     )
     assert refused.returncode != 0
     assert read_snapshot(tcp_pair, "s") == image.read_bytes()
+
+
+def test_without_a_standby_writers_wait_or_fail_or_go_on_as_the_volume_is_told(tcp_pair: LocalCluster) -> None:
+    uri = volume_uri(tcp_pair)
+    tcp_pair.cli("volume", "set", "vol", "--on-standby-loss", "suspend", "--resync-rate", "20MiB")
+    tcp_pair.kill("standby")
+    writer = subprocess.Popen(["qemu-io", "-f", "raw", "-c", "write -P 3 0 1M", "-c", "flush", uri])
+    deadline = time.monotonic() + 20
+    while not tcp_pair.cli("volume", "show", "vol")["withheld_count"]:
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    assert writer.poll() is None
+    status = tcp_pair.run("status")
+    assert status.code == 1
+    assert "SUSPENDED" in status.stdout
+    assert tcp_pair.cli("mirror", "resume", "vol")["suspended"] == []
+    assert writer.wait(timeout=20) == 0
+    tcp_pair.cli("volume", "set", "vol", "--on-standby-loss", "error")
+    failed = subprocess.run(["qemu-io", "-f", "raw", "-c", "write -P 4 0 1M", uri], capture_output=True, timeout=60)
+    assert b"Input/output error" in failed.stdout + failed.stderr
+    # A primary that restarts alone does what it was told before.
+    os.kill(pid_of(tcp_pair, "primary"), signal.SIGTERM)
+    deadline = time.monotonic() + 20
+    while tcp_pair.env["primary"]["pid"] is not None:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    tcp_pair.start("primary")
+    shown = tcp_pair.cli("volume", "show", "vol")
+    assert (shown["on_standby_loss"], shown["resync_rate"], shown["refusing"]) == ("error", 20 * MIB, True)
+    tcp_pair.start("standby")
+    wait_until(tcp_pair, "in_sync")
+    run("qemu-io", "-f", "raw", "-c", "write -P 5 0 1M", uri)
+    assert_same_disk(tcp_pair)

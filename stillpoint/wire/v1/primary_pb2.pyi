@@ -21,6 +21,19 @@ class PairState(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     PAIR_STATE_DISCONNECTED: _ClassVar[PairState]
     PAIR_STATE_SYNCING: _ClassVar[PairState]
     PAIR_STATE_IN_SYNC: _ClassVar[PairState]
+
+class OnStandbyLoss(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    ON_STANDBY_LOSS_UNSPECIFIED: _ClassVar[OnStandbyLoss]
+    ON_STANDBY_LOSS_CONTINUE: _ClassVar[OnStandbyLoss]
+    ON_STANDBY_LOSS_SUSPEND: _ClassVar[OnStandbyLoss]
+    ON_STANDBY_LOSS_ERROR: _ClassVar[OnStandbyLoss]
+
+class Congestion(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    CONGESTION_UNSPECIFIED: _ClassVar[Congestion]
+    CONGESTION_BLOCK: _ClassVar[Congestion]
+    CONGESTION_DETACH: _ClassVar[Congestion]
 ACK_MODE_UNSPECIFIED: AckMode
 ACK_MODE_ASYNC: AckMode
 ACK_MODE_SYNC: AckMode
@@ -29,6 +42,33 @@ PAIR_STATE_UNSPECIFIED: PairState
 PAIR_STATE_DISCONNECTED: PairState
 PAIR_STATE_SYNCING: PairState
 PAIR_STATE_IN_SYNC: PairState
+ON_STANDBY_LOSS_UNSPECIFIED: OnStandbyLoss
+ON_STANDBY_LOSS_CONTINUE: OnStandbyLoss
+ON_STANDBY_LOSS_SUSPEND: OnStandbyLoss
+ON_STANDBY_LOSS_ERROR: OnStandbyLoss
+CONGESTION_UNSPECIFIED: Congestion
+CONGESTION_BLOCK: Congestion
+CONGESTION_DETACH: Congestion
+
+class SetVolumeRequest(_message.Message):
+    __slots__ = ("name", "mode", "on_standby_loss", "congestion", "resync_rate")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    MODE_FIELD_NUMBER: _ClassVar[int]
+    ON_STANDBY_LOSS_FIELD_NUMBER: _ClassVar[int]
+    CONGESTION_FIELD_NUMBER: _ClassVar[int]
+    RESYNC_RATE_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    mode: AckMode
+    on_standby_loss: OnStandbyLoss
+    congestion: Congestion
+    resync_rate: int
+    def __init__(self, name: _Optional[str] = ..., mode: _Optional[_Union[AckMode, str]] = ..., on_standby_loss: _Optional[_Union[OnStandbyLoss, str]] = ..., congestion: _Optional[_Union[Congestion, str]] = ..., resync_rate: _Optional[int] = ...) -> None: ...
+
+class ResumeVolumeRequest(_message.Message):
+    __slots__ = ("name",)
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    def __init__(self, name: _Optional[str] = ...) -> None: ...
 
 class CreateVolumeRequest(_message.Message):
     __slots__ = ("name", "size", "block_size", "device_paths", "mirror_device_paths", "mode")
@@ -115,7 +155,7 @@ class Pair(_message.Message):
     def __init__(self, state: _Optional[_Union[PairState, str]] = ..., since_ns: _Optional[int] = ..., dirty_bytes: _Optional[int] = ..., unflushed_bytes: _Optional[int] = ..., in_flight_bytes: _Optional[int] = ..., resync_done_bytes: _Optional[int] = ..., resync_total_bytes: _Optional[int] = ..., resync_rate: _Optional[int] = ..., carrier: _Optional[str] = ..., detail: _Optional[str] = ..., session: _Optional[int] = ..., verified_ns: _Optional[int] = ..., mismatch_bytes: _Optional[int] = ..., lag_ms: _Optional[int] = ...) -> None: ...
 
 class Volume(_message.Message):
-    __slots__ = ("name", "uuid", "size", "block_size", "mode", "device_paths", "pair", "clients", "created_ns", "read_bytes", "written_bytes", "failure")
+    __slots__ = ("name", "uuid", "size", "block_size", "mode", "device_paths", "pair", "clients", "created_ns", "read_bytes", "written_bytes", "failure", "on_standby_loss", "congestion", "resync_rate", "suspended", "refusing", "withheld_count", "hot_bytes", "crash_resync_bytes_max")
     NAME_FIELD_NUMBER: _ClassVar[int]
     UUID_FIELD_NUMBER: _ClassVar[int]
     SIZE_FIELD_NUMBER: _ClassVar[int]
@@ -128,6 +168,14 @@ class Volume(_message.Message):
     READ_BYTES_FIELD_NUMBER: _ClassVar[int]
     WRITTEN_BYTES_FIELD_NUMBER: _ClassVar[int]
     FAILURE_FIELD_NUMBER: _ClassVar[int]
+    ON_STANDBY_LOSS_FIELD_NUMBER: _ClassVar[int]
+    CONGESTION_FIELD_NUMBER: _ClassVar[int]
+    RESYNC_RATE_FIELD_NUMBER: _ClassVar[int]
+    SUSPENDED_FIELD_NUMBER: _ClassVar[int]
+    REFUSING_FIELD_NUMBER: _ClassVar[int]
+    WITHHELD_COUNT_FIELD_NUMBER: _ClassVar[int]
+    HOT_BYTES_FIELD_NUMBER: _ClassVar[int]
+    CRASH_RESYNC_BYTES_MAX_FIELD_NUMBER: _ClassVar[int]
     name: str
     uuid: str
     size: int
@@ -140,7 +188,15 @@ class Volume(_message.Message):
     read_bytes: int
     written_bytes: int
     failure: str
-    def __init__(self, name: _Optional[str] = ..., uuid: _Optional[str] = ..., size: _Optional[int] = ..., block_size: _Optional[int] = ..., mode: _Optional[_Union[AckMode, str]] = ..., device_paths: _Optional[_Iterable[str]] = ..., pair: _Optional[_Union[Pair, _Mapping]] = ..., clients: _Optional[int] = ..., created_ns: _Optional[int] = ..., read_bytes: _Optional[int] = ..., written_bytes: _Optional[int] = ..., failure: _Optional[str] = ...) -> None: ...
+    on_standby_loss: OnStandbyLoss
+    congestion: Congestion
+    resync_rate: int
+    suspended: _containers.RepeatedScalarFieldContainer[str]
+    refusing: bool
+    withheld_count: int
+    hot_bytes: int
+    crash_resync_bytes_max: int
+    def __init__(self, name: _Optional[str] = ..., uuid: _Optional[str] = ..., size: _Optional[int] = ..., block_size: _Optional[int] = ..., mode: _Optional[_Union[AckMode, str]] = ..., device_paths: _Optional[_Iterable[str]] = ..., pair: _Optional[_Union[Pair, _Mapping]] = ..., clients: _Optional[int] = ..., created_ns: _Optional[int] = ..., read_bytes: _Optional[int] = ..., written_bytes: _Optional[int] = ..., failure: _Optional[str] = ..., on_standby_loss: _Optional[_Union[OnStandbyLoss, str]] = ..., congestion: _Optional[_Union[Congestion, str]] = ..., resync_rate: _Optional[int] = ..., suspended: _Optional[_Iterable[str]] = ..., refusing: bool = ..., withheld_count: _Optional[int] = ..., hot_bytes: _Optional[int] = ..., crash_resync_bytes_max: _Optional[int] = ...) -> None: ...
 
 class VerifyMirrorRequest(_message.Message):
     __slots__ = ("volume", "repair", "rate")

@@ -56,6 +56,16 @@ class PrimaryServiceStub(object):
                 request_serializer=stillpoint_dot_wire_dot_v1_dot_primary__pb2.ResizeVolumeRequest.SerializeToString,
                 response_deserializer=stillpoint_dot_wire_dot_v1_dot_primary__pb2.Volume.FromString,
                 _registered_method=True)
+        self.SetVolume = channel.unary_unary(
+                '/stillpoint.wire.v1.PrimaryService/SetVolume',
+                request_serializer=stillpoint_dot_wire_dot_v1_dot_primary__pb2.SetVolumeRequest.SerializeToString,
+                response_deserializer=stillpoint_dot_wire_dot_v1_dot_primary__pb2.Volume.FromString,
+                _registered_method=True)
+        self.ResumeVolume = channel.unary_unary(
+                '/stillpoint.wire.v1.PrimaryService/ResumeVolume',
+                request_serializer=stillpoint_dot_wire_dot_v1_dot_primary__pb2.ResumeVolumeRequest.SerializeToString,
+                response_deserializer=stillpoint_dot_wire_dot_v1_dot_primary__pb2.Volume.FromString,
+                _registered_method=True)
         self.DeleteVolume = channel.unary_unary(
                 '/stillpoint.wire.v1.PrimaryService/DeleteVolume',
                 request_serializer=stillpoint_dot_wire_dot_v1_dot_primary__pb2.DeleteVolumeRequest.SerializeToString,
@@ -108,6 +118,20 @@ class PrimaryServiceServicer(object):
 
     def ResizeVolume(self, request, context):
         """Grows it and its mirror while both are in use; the new bytes are zeroes. Its present size is no error.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def SetVolume(self, request, context):
+        """Changes how it answers, at once and for good; what is not named stays.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ResumeVolume(self, request, context):
+        """Lets writers go on without a standby, until one has been in sync again; with ON_STANDBY_LOSS_CONTINUE they do anyway.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -170,6 +194,16 @@ def add_PrimaryServiceServicer_to_server(servicer, server):
             'ResizeVolume': grpc.unary_unary_rpc_method_handler(
                     servicer.ResizeVolume,
                     request_deserializer=stillpoint_dot_wire_dot_v1_dot_primary__pb2.ResizeVolumeRequest.FromString,
+                    response_serializer=stillpoint_dot_wire_dot_v1_dot_primary__pb2.Volume.SerializeToString,
+            ),
+            'SetVolume': grpc.unary_unary_rpc_method_handler(
+                    servicer.SetVolume,
+                    request_deserializer=stillpoint_dot_wire_dot_v1_dot_primary__pb2.SetVolumeRequest.FromString,
+                    response_serializer=stillpoint_dot_wire_dot_v1_dot_primary__pb2.Volume.SerializeToString,
+            ),
+            'ResumeVolume': grpc.unary_unary_rpc_method_handler(
+                    servicer.ResumeVolume,
+                    request_deserializer=stillpoint_dot_wire_dot_v1_dot_primary__pb2.ResumeVolumeRequest.FromString,
                     response_serializer=stillpoint_dot_wire_dot_v1_dot_primary__pb2.Volume.SerializeToString,
             ),
             'DeleteVolume': grpc.unary_unary_rpc_method_handler(
@@ -306,6 +340,60 @@ class PrimaryService(object):
             target,
             '/stillpoint.wire.v1.PrimaryService/ResizeVolume',
             stillpoint_dot_wire_dot_v1_dot_primary__pb2.ResizeVolumeRequest.SerializeToString,
+            stillpoint_dot_wire_dot_v1_dot_primary__pb2.Volume.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SetVolume(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/stillpoint.wire.v1.PrimaryService/SetVolume',
+            stillpoint_dot_wire_dot_v1_dot_primary__pb2.SetVolumeRequest.SerializeToString,
+            stillpoint_dot_wire_dot_v1_dot_primary__pb2.Volume.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ResumeVolume(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/stillpoint.wire.v1.PrimaryService/ResumeVolume',
+            stillpoint_dot_wire_dot_v1_dot_primary__pb2.ResumeVolumeRequest.SerializeToString,
             stillpoint_dot_wire_dot_v1_dot_primary__pb2.Volume.FromString,
             options,
             channel_credentials,
