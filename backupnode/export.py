@@ -1,10 +1,12 @@
-"""Any backup as a read-only NBD export, `VOLUME@BACKUPID`, from the moment it is committed.
+"""Any backup as an NBD export, `VOLUME@BACKUPID`, from its commit on; writable on an overlay if asked for.
 
 Reads run in threads of low priority: a backup that is being made goes before one that is being looked at.
 """
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import os
 import threading
 from collections import OrderedDict
@@ -12,12 +14,15 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from typing import Final, NoReturn
 
-from stillpoint.devices import Buffer
-from stillpoint.errors import PermissionRefused
+from stillpoint.devices import BlockDevice, Buffer
+from stillpoint.errors import PermissionRefused, Refused, StillpointError
 from stillpoint.extents import Extent, MappedExtent, check_range, coalesce, split
 from stillpoint.nbd.export import DeviceExport
 
+from .overlays import Overlays
 from .repository import BackupId, BackupReader, BackupRecord
+
+logger = logging.getLogger(__name__)
 
 # Of each export that is being read.
 _CACHED_BYTES: Final = 8 << 20
@@ -144,17 +149,31 @@ def _copy(chunk: bytes | None, extent: Extent, chunk_size: int, buffer: memoryvi
 
 
 class BackupExport(DeviceExport):
-    """Holds its reader only while somebody is connected."""
+    """Holds its reader only while somebody is connected. `overlays`: has one for the backup, so it is writable."""
 
-    def __init__(self, record: BackupRecord, open_reader: Callable[[], BackupReader], executor: Executor) -> None:
+    def __init__(
+        self,
+        record: BackupRecord,
+        open_reader: Callable[[], BackupReader],
+        executor: Executor,
+        overlays: Overlays | None = None,
+    ) -> None:
         self._backup_device = BackupDevice(record, open_reader)
-        super().__init__(export_name(record), self._backup_device, executor, read_only=True)
-        self.backup = record.id
+        device: BlockDevice = self._backup_device
+        if overlays is not None:
+            device = overlays.over(self._backup_device, record)
+        super().__init__(export_name(record), device, executor, read_only=device.read_only)
+        self.record = record
 
     def closed(self) -> None:
         super().closed()
         if not self.connection_count:
             self._backup_device.release()
+
+    def close(self) -> None:
+        """Make what was written durable and give everything back. Nobody may be connected. May wait for the disk."""
+        self._device.flush()
+        self._device.close()
 
 
 def export_name(record: BackupRecord) -> str:
@@ -162,23 +181,73 @@ def export_name(record: BackupRecord) -> str:
 
 
 class BackupExports(Mapping[str, BackupExport]):
-    """The directory of what an NBD client may ask for."""
+    """The directory of what an NBD client may ask for: every backup, read-only unless it has an overlay."""
 
-    def __init__(self, open_reader: Callable[[BackupId], BackupReader], executor: Executor) -> None:
+    def __init__(self, open_reader: Callable[[BackupId], BackupReader], executor: Executor, overlays: Overlays) -> None:
         self._open_reader = open_reader
         self._executor = executor
+        self._overlays = overlays
         self._exports: dict[str, BackupExport] = {}
 
     def add(self, record: BackupRecord) -> None:
-        export = BackupExport(record, lambda: self._open_reader(record.id), self._executor)
-        self._exports[export.name] = export
+        """An overlay that cannot be used is left alone, and the backup read-only."""
+        overlays = self._overlays if self._overlays.exists(record.id) else None
+        try:
+            self._put(record, overlays)
+        except StillpointError as error:
+            logger.error("backup %s is exported read-only: %s", record.id, error)
+            self._put(record, None)
+
+    def of(self, record: BackupRecord) -> BackupExport:
+        return self[export_name(record)]
+
+    def make_writable(self, record: BackupRecord) -> BackupExport:
+        """From now on, with what is written in an overlay. May wait for the disk. Raises Refused, DeviceError.
+
+        One that is writable stays as it is.
+        """
+        export = self.of(record)
+        if export.read_only:
+            self._refuse_if_used(export)
+            self._overlays.create(record)
+            self._put(record, self._overlays)
+        return self.of(record)
+
+    def discard(self, record: BackupRecord) -> BackupExport:
+        """Throw away what was written, and serve the backup read-only again. Raises Refused, DeviceError."""
+        export = self.of(record)
+        if not export.read_only:
+            self._refuse_if_used(export)
+            export.close()
+            self._put(record, None)
+        self._overlays.delete(record.id)
+        return self.of(record)
 
     def remove(self, backup: BackupId) -> BackupExport | None:
-        """Take it out; the caller ends its connections."""
+        """Take it out; the caller ends its connections, and then calls `forget`."""
         for name, export in self._exports.items():
-            if export.backup == backup:
+            if export.record.id == backup:
                 return self._exports.pop(name)
         return None
+
+    def forget(self, backup: BackupId) -> None:
+        """What was written to a backup that is gone. Raises DeviceError."""
+        self._overlays.delete(backup)
+
+    def close(self) -> None:
+        """When nobody is connected any more."""
+        for export in self._exports.values():
+            if not export.read_only:
+                with contextlib.suppress(StillpointError):
+                    export.close()
+
+    def _put(self, record: BackupRecord, overlays: Overlays | None) -> None:
+        export = BackupExport(record, lambda: self._open_reader(record.id), self._executor, overlays)
+        self._exports[export.name] = export
+
+    def _refuse_if_used(self, export: BackupExport) -> None:
+        if export.connection_count:
+            raise Refused(f"export {export.name} is in use by {export.connection_count} connections; end them first")
 
     def __getitem__(self, name: str) -> BackupExport:
         return self._exports[name]

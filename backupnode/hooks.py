@@ -17,10 +17,16 @@ _SAID_BYTES: Final = 500
 
 
 class HookFailed(StillpointError):
-    """A command could not be run, took too long, or ended with another exit code than 0."""
+    """A command could not be run, took too long, or ended with an exit code that is not accepted."""
 
 
-async def run_hook(command: Sequence[str], *, environment: Mapping[str, str], timeout_s: float) -> str:
+async def run_hook(
+    command: Sequence[str],
+    *,
+    environment: Mapping[str, str],
+    timeout_s: float,
+    accepted: Sequence[int] = (0,),
+) -> str:
     """Run it without a shell, `environment` added to the node's own. Returns the end of what it said.
 
     It has a process group of its own, which is killed when it ends, takes too long, or this call is cancelled.
@@ -48,7 +54,7 @@ async def run_hook(command: Sequence[str], *, environment: Mapping[str, str], ti
                 os.killpg(process.pid, signal.SIGKILL)
             if process.returncode is None:
                 await process.wait()
-        if code != 0:
+        if code not in accepted:
             raise HookFailed(f"{command[0]} ended with exit code {code}{_said(output)}")
         return _tail(output)
 

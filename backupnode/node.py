@@ -7,7 +7,7 @@ import logging
 import os
 import socket
 from collections.abc import AsyncIterator, Coroutine
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from typing import Any, Final
 
@@ -24,8 +24,10 @@ from stillpoint.tls import Credentials, open_credentials
 from .config import BackupNodeConfig
 from .export import BackupExports, low_priority_executor
 from .metrics import Metrics
+from .overlays import Overlays
 from .puller import Puller
 from .repository import Repository, open_storage, storage_at
+from .restore_test import remove_leftovers
 from .service import SERVICE_NAME, BackupService
 from .standby_client import StandbyClient
 
@@ -55,11 +57,10 @@ async def _serve(
     credentials: Credentials | None,
     stop: asyncio.Event,
 ) -> None:
+    await asyncio.to_thread(remove_leftovers, config.state_dir)
     puller = Puller(standby, repository, rate_bytes_s=config.rate_limit, behind_bytes=config.behind_bytes)
     with low_priority_executor() as low_priority, ThreadPoolExecutor(2, thread_name_prefix="read") as readers:
-        exports = BackupExports(repository.open, low_priority)
-        for record in (await repository.list()).backups:
-            exports.add(record)
+        exports = await _exports(config, repository, low_priority)
         nbd = NbdServer(exports, low_priority, access=Access.to(Exports.BACKUPS, credentials, config.tls))
         listeners = activated_sockets() or [listen_tcp(config.listen.nbd.host, config.listen.nbd.port)]
         nbd_address = _address(listeners[0])
@@ -100,7 +101,18 @@ async def _serve(
                 await server.stop()
         finally:
             await nbd.stop()
+            await asyncio.to_thread(exports.close)
     logger.info("backup node stopped")
+
+
+async def _exports(config: BackupNodeConfig, repository: Repository, executor: Executor) -> BackupExports:
+    listing = await repository.list()
+    overlays = Overlays(config.state_dir / "overlays")
+    overlays.keep_only([*(record.id for record in listing.backups), *listing.damaged])
+    exports = BackupExports(repository.open, executor, overlays)
+    for record in listing.backups:
+        exports.add(record)
+    return exports
 
 
 async def _sweep(puller: Puller) -> None:

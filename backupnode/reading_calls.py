@@ -14,6 +14,7 @@ from stillpoint.target import open_target
 from stillpoint.wire.status import Context, answers
 from stillpoint.wire.v1 import backup_pb2
 
+from .export import BackupExports
 from .jobs import Jobs
 from .messages import check_message, encoded_piece, progress_message
 from .progress import Progress, Report
@@ -26,8 +27,10 @@ class ReadingCalls:
     """A part of BackupService, which sets the attributes."""
 
     _repository: Repository
+    _exports: BackupExports
     _executor: Executor
     _jobs: Jobs
+    _nbd_address: str
 
     @answers
     async def VerifyBackup(self, request: backup_pb2.BackupId, context: Context) -> None:
@@ -46,6 +49,17 @@ class ReadingCalls:
         with self._jobs.reading():
             found, whole = await self._jobs.run(job, send)
         await context.write(backup_pb2.CheckEvent(report=check_message(found, whole)))
+
+    @answers
+    async def ExportBackup(self, request: backup_pb2.ExportBackupRequest, _: Context) -> backup_pb2.BackupExport:
+        if request.writable and request.discard:
+            raise InvalidRequest("what is written to an export cannot be kept and discarded at once")
+        record = await self._repository.get(parse_backup_id(request.id))
+        if request.discard:
+            export = self._exports.discard(record)
+        else:
+            export = self._exports.make_writable(record) if request.writable else self._exports.of(record)
+        return backup_pb2.BackupExport(name=export.name, address=self._nbd_address, writable=not export.read_only)
 
     @answers
     async def RestoreBackup(self, request: backup_pb2.RestoreBackupRequest, context: Context) -> None:

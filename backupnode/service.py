@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from concurrent.futures import Executor
 from typing import Final
 
@@ -114,3 +115,4 @@ class BackupService(CatalogCalls, ReadingCalls, ScheduleCalls, backup_pb2_grpc.B
         export = self._exports.remove(backup)
         if export is not None:
             await self._nbd.drop(export)
+            await asyncio.to_thread(self._exports.forget, backup)

@@ -222,6 +222,33 @@ def _report_restore(output: Output, backup: backup_pb2.Backup, target: str, writ
 
 @backup.command()
 @click.argument("backup_id", metavar="BACKUP")
+@click.option("--writable", is_flag=True, help="Accept writes, into an overlay beside the backup.")
+@click.option("--discard", is_flag=True, help="Throw away what was written, and serve it read-only again.")
+@pass_invocation
+@asynchronous
+async def export(invocation: Invocation, backup_id: str, writable: bool, discard: bool) -> None:
+    """Say where a backup is served over NBD; it always is.
+
+    What is written to a writable one outlives restarts of the node, and goes
+    with --discard or with the backup. The backup itself never changes.
+
+    \b
+    Example: standbyctl backup export ID --writable
+    """
+    if writable and discard:
+        raise click.UsageError("choose one of --writable and --discard")
+    request = backup_pb2.ExportBackupRequest(id=backup_id, writable=writable, discard=discard)
+    async with invocation.nodes() as nodes:
+        served = await nodes.backup.call("ExportBackup", request, backup_pb2.BackupExport)
+        uri = f"nbd://{nodes.cluster.backup.nbd}/{served.name}"
+    if invocation.output.as_json:
+        invocation.output.document({"id": backup_id, "uri": uri, "writable": served.writable})
+    else:
+        invocation.output.line(f"{uri} ({'writable' if served.writable else 'read-only'})")
+
+
+@backup.command()
+@click.argument("backup_id", metavar="BACKUP")
 @yes_option
 @pass_invocation
 @asynchronous

@@ -84,6 +84,7 @@ METHODS: Final[Mapping[str, Mapping[str, Roles]]] = {
         "PruneBackups": _ADMIN,
         "CollectGarbage": _ADMIN,
         "CheckRepository": _ADMIN,
+        "ExportBackup": _ADMIN,
         "ListSchedules": _ADMIN,
         "RunSchedule": _ADMIN,
         "PauseSchedule": _ADMIN,

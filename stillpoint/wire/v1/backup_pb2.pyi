@@ -223,6 +223,26 @@ class ReadBackupRequest(_message.Message):
     id: str
     def __init__(self, id: _Optional[str] = ...) -> None: ...
 
+class ExportBackupRequest(_message.Message):
+    __slots__ = ("id", "writable", "discard")
+    ID_FIELD_NUMBER: _ClassVar[int]
+    WRITABLE_FIELD_NUMBER: _ClassVar[int]
+    DISCARD_FIELD_NUMBER: _ClassVar[int]
+    id: str
+    writable: bool
+    discard: bool
+    def __init__(self, id: _Optional[str] = ..., writable: bool = ..., discard: bool = ...) -> None: ...
+
+class BackupExport(_message.Message):
+    __slots__ = ("name", "address", "writable")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    ADDRESS_FIELD_NUMBER: _ClassVar[int]
+    WRITABLE_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    address: str
+    writable: bool
+    def __init__(self, name: _Optional[str] = ..., address: _Optional[str] = ..., writable: bool = ...) -> None: ...
+
 class Schedule(_message.Message):
     __slots__ = ("name", "volume", "when", "full", "paused", "running", "due_ns", "due_is_retry", "failures", "started_ns", "finished_ns", "success_ns", "backup", "error")
     NAME_FIELD_NUMBER: _ClassVar[int]

@@ -96,6 +96,11 @@ class BackupServiceStub(object):
                 request_serializer=stillpoint_dot_wire_dot_v1_dot_backup__pb2.ReadBackupRequest.SerializeToString,
                 response_deserializer=stillpoint_dot_wire_dot_v1_dot_common__pb2.Chunk.FromString,
                 _registered_method=True)
+        self.ExportBackup = channel.unary_unary(
+                '/stillpoint.wire.v1.BackupService/ExportBackup',
+                request_serializer=stillpoint_dot_wire_dot_v1_dot_backup__pb2.ExportBackupRequest.SerializeToString,
+                response_deserializer=stillpoint_dot_wire_dot_v1_dot_backup__pb2.BackupExport.FromString,
+                _registered_method=True)
         self.ListSchedules = channel.unary_unary(
                 '/stillpoint.wire.v1.BackupService/ListSchedules',
                 request_serializer=stillpoint_dot_wire_dot_v1_dot_common__pb2.Empty.SerializeToString,
@@ -203,6 +208,13 @@ class BackupServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ExportBackup(self, request, context):
+        """How it is served over NBD. Writable: with an overlay of its own; the backup never changes. Refused while it is used.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def ListSchedules(self, request, context):
         """Missing associated documentation comment in .proto file."""
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -290,6 +302,11 @@ def add_BackupServiceServicer_to_server(servicer, server):
                     servicer.ReadBackup,
                     request_deserializer=stillpoint_dot_wire_dot_v1_dot_backup__pb2.ReadBackupRequest.FromString,
                     response_serializer=stillpoint_dot_wire_dot_v1_dot_common__pb2.Chunk.SerializeToString,
+            ),
+            'ExportBackup': grpc.unary_unary_rpc_method_handler(
+                    servicer.ExportBackup,
+                    request_deserializer=stillpoint_dot_wire_dot_v1_dot_backup__pb2.ExportBackupRequest.FromString,
+                    response_serializer=stillpoint_dot_wire_dot_v1_dot_backup__pb2.BackupExport.SerializeToString,
             ),
             'ListSchedules': grpc.unary_unary_rpc_method_handler(
                     servicer.ListSchedules,
@@ -637,6 +654,33 @@ class BackupService(object):
             '/stillpoint.wire.v1.BackupService/ReadBackup',
             stillpoint_dot_wire_dot_v1_dot_backup__pb2.ReadBackupRequest.SerializeToString,
             stillpoint_dot_wire_dot_v1_dot_common__pb2.Chunk.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ExportBackup(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/stillpoint.wire.v1.BackupService/ExportBackup',
+            stillpoint_dot_wire_dot_v1_dot_backup__pb2.ExportBackupRequest.SerializeToString,
+            stillpoint_dot_wire_dot_v1_dot_backup__pb2.BackupExport.FromString,
             options,
             channel_credentials,
             insecure,

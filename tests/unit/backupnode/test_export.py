@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 
 from backupnode.export import BackupDevice, BackupExports
+from backupnode.overlays import Overlays
 from backupnode.repository import BackupReader, BackupRecord, Origin, PackRepository, open_directory
-from stillpoint.errors import DataCorrupt, OutOfRange, PermissionRefused
+from stillpoint.errors import DataCorrupt, OutOfRange, PermissionRefused, Refused
 
 CHUNK = 4096
 IMAGE = bytes(3 * CHUNK) + random.Random(1).randbytes(5 * CHUNK + 100) + bytes(20 * CHUNK) + b"the end"
@@ -116,7 +117,9 @@ def test_a_damaged_chunk_is_an_error_and_the_others_read_on(repository: PackRepo
     device.close()
 
 
-def test_an_export_holds_its_reader_only_while_somebody_is_connected(repository: PackRepository) -> None:
+def test_an_export_holds_its_reader_only_while_somebody_is_connected(
+    repository: PackRepository, tmp_path: Path
+) -> None:
     record = store(repository)
     readers: list[BackupReader] = []
 
@@ -125,7 +128,7 @@ def test_an_export_holds_its_reader_only_while_somebody_is_connected(repository:
         return readers[-1]
 
     with ThreadPoolExecutor(1) as executor:
-        exports = BackupExports(open_reader, executor)
+        exports = BackupExports(open_reader, executor, Overlays(tmp_path / "overlays"))
         exports.add(record)
         assert list(exports) == [f"vol1@{record.id}"]
         export = exports[f"vol1@{record.id}"]
@@ -141,3 +144,88 @@ def test_an_export_holds_its_reader_only_while_somebody_is_connected(repository:
         assert exports.remove(record.id) is export
         assert exports.remove(record.id) is None
         assert not exports
+
+
+SECTORS = 40 * CHUNK
+
+
+def stored(repository: PackRepository, image: bytes) -> BackupRecord:
+    async def main() -> BackupRecord:
+        writer = await repository.begin(Origin("vol1", "u", "s", len(image), snapshot_ns=1))
+        await writer.write(image)
+        return await writer.commit(received_bytes=0)
+
+    return asyncio.run(main())
+
+
+def test_what_is_written_to_an_export_survives_a_restart_and_never_reaches_the_backup(
+    repository: PackRepository, tmp_path: Path
+) -> None:
+    image = random.Random(2).randbytes(SECTORS)
+    record = stored(repository, image)
+    with ThreadPoolExecutor(1) as executor:
+
+        def opened() -> BackupExports:
+            made = BackupExports(repository.open, executor, Overlays(tmp_path / "overlays"))
+            made.add(record)
+            return made
+
+        def content(exports: BackupExports) -> bytes:
+            buffer = bytearray(SECTORS)
+            exports[f"vol1@{record.id}"].read_into(0, memoryview(buffer))
+            return bytes(buffer)
+
+        exports = opened()
+        assert exports[f"vol1@{record.id}"].read_only
+        export = exports.make_writable(record)
+        assert not export.read_only and exports.make_writable(record) is export
+        export._device.write(5000, [b"written"])
+        expected = image[:5000] + b"written" + image[5007:]
+        assert content(exports) == expected
+        exports.close()
+
+        exports = opened()
+        assert content(exports) == expected and not exports[f"vol1@{record.id}"].read_only
+        reader = repository.open(record.id)
+        assert b"".join(reader.read_chunk(index) or b"" for index in range(40)) == image
+
+        exports[f"vol1@{record.id}"].opened()
+        with pytest.raises(Refused, match="in use by 1 connections"):
+            exports.discard(record)
+        exports[f"vol1@{record.id}"].closed()
+        assert exports.discard(record).read_only and content(exports) == image
+        assert exports.discard(record).read_only
+        assert content(opened()) == image
+
+
+def test_a_damaged_overlay_leaves_the_backup_read_only_and_overlays_of_nobody_go(
+    repository: PackRepository, tmp_path: Path
+) -> None:
+    record = stored(repository, bytes(SECTORS - 4096) + bytes(range(256)) * 16)
+    overlays = Overlays(tmp_path / "overlays")
+    with ThreadPoolExecutor(1) as executor:
+        exports = BackupExports(repository.open, executor, overlays)
+        exports.add(record)
+        exports.make_writable(record)
+        exports.close()
+        (path,) = (tmp_path / "overlays").iterdir()
+        with path.open("r+b") as file:
+            file.write(b"rubbish!")
+        exports.add(record)
+        assert exports[f"vol1@{record.id}"].read_only and path.exists()
+    overlays.keep_only([record.id])
+    assert path.exists()
+    overlays.keep_only([])
+    assert not path.exists()
+
+
+def test_a_backup_that_is_no_whole_number_of_sectors_is_not_made_writable(
+    repository: PackRepository, tmp_path: Path
+) -> None:
+    record = store(repository)
+    with ThreadPoolExecutor(1) as executor:
+        exports = BackupExports(repository.open, executor, Overlays(tmp_path / "overlays"))
+        exports.add(record)
+        with pytest.raises(Refused, match="not a multiple of 512"):
+            exports.make_writable(record)
+        assert exports[f"vol1@{record.id}"].read_only

@@ -34,7 +34,7 @@ def test_the_commands_are_those_that_scripts_rely_on() -> None:
         *("pki init", "pki issue"),
         *("store create", "store list", "store extend", "store delete"),
         *("backup run", "backup list", "backup show", "backup verify", "backup restore", "backup delete"),
-        *("backup protect", "backup unprotect", "backup check", "backup prune", "backup gc"),
+        *("backup protect", "backup unprotect", "backup check", "backup prune", "backup gc", "backup export"),
         *("backup schedule list", "backup schedule run", "backup schedule pause", "backup schedule resume"),
     }
 
