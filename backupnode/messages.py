@@ -81,6 +81,9 @@ def check_message(report: CheckReport, whole: Sequence[str]) -> backup_pb2.Check
         lost_blobs=report.lost_blobs,
         affected=[backup_pb2.AffectedBackup(id=backup, reason=reason) for backup, reason in report.affected.items()],
         whole=whole,
+        damaged_notes=report.damaged_notes,
+        complete=report.complete,
+        pass_started_ns=report.pass_started_ns,
     )
 
 

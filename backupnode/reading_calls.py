@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import AsyncIterator, Callable, Coroutine
 from concurrent.futures import Executor
 from contextlib import aclosing
@@ -44,7 +43,7 @@ class ReadingCalls:
             await context.write(backup_pb2.CheckEvent(progress=progress_message(progress)))
 
         async def job(report: Report) -> tuple[CheckReport, list[BackupId]]:
-            return await self._check(report, deep=request.deep)
+            return await self._check(report, deep=request.deep, budget_s=request.budget_s or None)
 
         with self._jobs.reading():
             found, whole = await self._jobs.run(job, send)
@@ -90,19 +89,23 @@ class ReadingCalls:
             finally:
                 reader.close()
 
-    async def _check(self, report: Report, *, deep: bool) -> tuple[CheckReport, list[BackupId]]:
+    async def _check(self, report: Report, *, deep: bool, budget_s: float | None) -> tuple[CheckReport, list[BackupId]]:
         """What was found, and the ids of the backups that were there before and are whole."""
         before = (await self._repository.list()).backups
         found = await self._repository.check(
-            self._executor, deep=deep, report=lambda done, total: report(Progress("verify", done, total, done))
+            self._executor,
+            deep=deep,
+            report=lambda done, total: report(Progress("verify", done, total, done)),
+            budget_s=budget_s,
         )
         whole = [record.id for record in before if record.id not in found.affected]
-        if deep:
-            for backup in list(whole):
+        for record in before if deep else []:
+            # Of one that came after the pass began, some packs may have been left out.
+            if record.id in whole and record.finished_ns <= found.pass_started_ns:
                 try:
-                    await self._repository.record_verified(backup, time.time_ns())
+                    await self._repository.record_verified(record.id, found.pass_started_ns)
                 except NotFound:
-                    whole.remove(backup)  # deleted meanwhile
+                    whole.remove(record.id)  # deleted meanwhile
         return found, whole
 
     async def _run_counted(self, job: Callable[[Report], Coroutine[Any, Any, None]], context: Context) -> None:

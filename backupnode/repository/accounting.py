@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 def usage(repository: PackRepository, backup: BackupId) -> Usage:
     """Another backup whose index cannot be read counts for nothing.
 
-    Sizes are right to the KiB for each chunk. Memory: 2 bytes for each chunk of the repository.
+    Sizes are right to the KiB for each chunk. Memory: 2 bits for each chunk of the repository.
     Raises NotFound, DataCorrupt, DeviceError.
     """
     snapshot = repository.packs.thread.submit(repository.packs.index.snapshot).result()

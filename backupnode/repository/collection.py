@@ -99,7 +99,7 @@ class Collection:
         """Number and size of the packs there are. In the pack thread."""
         index, storage = self._packs.index, self._repository.storage
         index.merge()
-        return {index.pack_number(name): storage.size(f"{FOLDER}/{name}") for name in storage.names(FOLDER)}
+        return {index.pack_number(name): size for name, size in storage.sizes(FOLDER).items()}
 
     async def _mark(self) -> Marks:
         """What the backups of the repository name, of all that is stored now."""

@@ -99,6 +99,19 @@ class DirectoryStorage:
         with system_errors("listing it", path):
             return sorted(name for name in os.listdir(path) if not name.startswith(TEMPORARY_PREFIX))
 
+    def sizes(self, folder: str) -> dict[str, int]:
+        found = {}
+        path = self._root / folder
+        with system_errors("listing it", path), os.scandir(path) as entries:
+            for entry in entries:
+                if not entry.name.startswith(TEMPORARY_PREFIX):
+                    with contextlib.suppress(FileNotFoundError):
+                        found[entry.name] = entry.stat().st_size
+        return found
+
+    def exists(self, name: str) -> bool:
+        return (self._root / name).exists()
+
     def read(self, name: str, *, offset: int = 0, length: int | None = None) -> bytes:
         path = self._root / name
         with system_errors("reading it", path):

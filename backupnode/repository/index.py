@@ -197,8 +197,11 @@ class ChunkIndex:
             yield _SEGMENT_HEAD.pack(len(segment.keys), blake3(body).digest()) + body
 
     @classmethod
-    def load(cls, read: Callable[[int, int], bytes]) -> ChunkIndex:
-        """read: bytes of the cache's file from an offset on, so many or fewer at its end. Raises DataCorrupt."""
+    def load(cls, read: Callable[[int, int], bytes], *, size: int) -> ChunkIndex:
+        """read: bytes of the cache's file from an offset on, so many or fewer at its end. size: of the file.
+
+        Raises DataCorrupt.
+        """
         head = read(0, _HEAD.size)
         if len(head) < _HEAD.size:
             raise DataCorrupt("the cache of the index is cut short")
@@ -206,7 +209,8 @@ class ChunkIndex:
         if (magic, version) != (_MAGIC, _VERSION):
             raise DataCorrupt("the cache of the index is of another version")
         index = cls()
-        names = _checked(read(_HEAD.size, names_length), names_length, digest)
+        # A length is believed only as far as the file goes.
+        names = _checked(read(_HEAD.size, min(names_length, size)), names_length, digest)
         for name in names.decode().split("\n") if names else []:
             index.pack_number(name)
         position = _HEAD.size + names_length
@@ -216,7 +220,7 @@ class ChunkIndex:
                 raise DataCorrupt("the cache of the index is cut short")
             count, digest = _SEGMENT_HEAD.unpack(head)
             length = 16 * count
-            body = _checked(read(position + _SEGMENT_HEAD.size, length), length, digest)
+            body = _checked(read(position + _SEGMENT_HEAD.size, min(length, size)), length, digest)
             position += _SEGMENT_HEAD.size + length
             index._segments[number] = Segment(
                 np.frombuffer(body[: 8 * count], np.uint64), np.frombuffer(body[8 * count :], np.uint64)

@@ -92,17 +92,25 @@ class CollectionReport:
 
 @dataclass(slots=True)
 class CheckReport:
-    """affected: what is wrong with each backup that cannot be restored whole."""
+    """affected: what is wrong with each backup that cannot be restored whole.
+
+    damaged_notes: names of notes that cannot be read; their backups can be restored, and count as protected.
+    complete: a pass over all packs has ended with this check. pass_started_ns: when it began, maybe in an earlier
+    check; 0: it has not ended.
+    """
 
     checked_bytes: int = 0
     checked_packs: int = 0
     damaged_packs: list[str] = field(default_factory=list)
     lost_blobs: int = 0
     affected: dict[BackupId, str] = field(default_factory=dict)
+    damaged_notes: list[str] = field(default_factory=list)
+    complete: bool = False
+    pass_started_ns: int = 0
 
     @property
     def ok(self) -> bool:
-        return not self.damaged_packs and not self.affected
+        return not self.damaged_packs and not self.affected and not self.damaged_notes
 
 
 @dataclass(frozen=True, slots=True)
@@ -285,10 +293,13 @@ class Repository(Protocol):
         """What it occupies. Reads the indices of all backups. Raises NotFound, DataCorrupt, DeviceError."""
         ...
 
-    async def check(self, executor: Executor, *, deep: bool, report: Callable[[int, int], None]) -> CheckReport:
+    async def check(
+        self, executor: Executor, *, deep: bool, report: Callable[[int, int], None], budget_s: float | None = None
+    ) -> CheckReport:
         """Prove everything that is stored, and name the backups that cannot be restored whole.
 
-        deep: also decrypt, decompress and hash every chunk. report: bytes done, and in all. Raises DeviceError.
+        deep: also decrypt, decompress and hash every chunk. report: bytes done, and in all. budget_s: stop after so
+        long; the next such check goes on there. Raises DeviceError.
         """
         ...
 

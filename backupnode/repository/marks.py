@@ -1,4 +1,4 @@
-"""Which of the stored blobs backups name: a byte for each blob of the index, whatever the number of backups."""
+"""Which of the stored blobs backups name: a bit for each blob of the index, whatever the number of backups."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 import numpy as np
 
 from .blobs import ID_SIZE, ZERO_ID
-from .index import Bools, Segment, offsets_of, packs_of, places, sizes_of
+from .index import Array, Bools, Segment, offsets_of, packs_of, places, sizes_of
 from .reader import PackReader
 from .tree import page_count
 
@@ -20,20 +20,27 @@ class Marks:
 
     def __init__(self, snapshot: Sequence[Segment]) -> None:
         self._segments = snapshot
-        self._marked: list[Bools] = [np.zeros(len(segment.keys), np.bool_) for segment in snapshot]
+        self._bits = [np.zeros(-(-len(segment.keys) // 8), np.uint8) for segment in snapshot]
 
     def add(self, ids: bytes) -> None:
         """Mark what has one of these ids."""
         for _, number, positions in places(self._segments, ids):
-            self._marked[number][positions] = True
+            np.bitwise_or.at(self._bits[number], positions >> 3, np.left_shift(1, positions & 7).astype(np.uint8))
+
+    def _locations(self) -> Iterator[Array]:
+        """Of what is marked, a segment at a time."""
+        for number, segment in enumerate(self._segments):
+            yield segment.locations[self._marked(number)]
+
+    def _marked(self, number: int) -> Bools:
+        count = len(self._segments[number].keys)
+        marked: Bools = np.unpackbits(self._bits[number], count=count, bitorder="little").view(np.bool_)
+        return marked
 
     def bytes_by_pack(self) -> dict[int, int]:
         """Bytes of what is marked, a KiB too many for each blob at most. Packs without any are not named."""
         total: dict[int, int] = {}
-        for segment, marked in zip(self._segments, self._marked, strict=True):
-            locations = segment.locations[marked]
-            if not len(locations):
-                continue
+        for locations in filter(len, self._locations()):
             sizes = np.bincount(packs_of(locations), weights=sizes_of(locations))
             for number in np.flatnonzero(sizes).tolist():
                 total[number] = total.get(number, 0) + int(sizes[number])
@@ -43,8 +50,8 @@ class Marks:
         """Where the marked blobs of some packs begin."""
         result: dict[int, set[int]] = {number: set() for number in packs}
         wanted = np.fromiter(result, np.int64)
-        for segment, marked in zip(self._segments, self._marked, strict=True):
-            locations = segment.locations[marked & np.isin(packs_of(segment.locations), wanted)]
+        for every in self._locations():
+            locations = every[np.isin(packs_of(every), wanted)]
             for number, offset in zip(packs_of(locations).tolist(), offsets_of(locations).tolist(), strict=True):
                 result[number].add(offset)
         return result
@@ -53,9 +60,9 @@ class Marks:
         """Bytes of what is marked, a KiB too many for each blob at most. without: and not marked there."""
         total = 0
         for number, segment in enumerate(self._segments):
-            marked = self._marked[number]
+            marked = self._marked(number)
             if without is not None:
-                marked = marked & ~without._marked[number]
+                marked = marked & ~without._marked(number)
             total += int(sizes_of(segment.locations[marked]).sum())
         return total
 

@@ -112,7 +112,7 @@ class ObjectStorage:
         return cls(store, url, lease_pace=lease_pace)
 
     def make(self) -> bool:
-        if self._exists(FORMAT_FILE):
+        if self.exists(FORMAT_FILE):
             return False
         if any(not path.startswith(_PROBE) for path, _ in self._list("")):
             raise Refused(f"{self.description} is not empty and not a repository; name an empty prefix")
@@ -129,6 +129,16 @@ class ObjectStorage:
 
     def names(self, folder: str) -> list[str]:
         return sorted(path.rpartition("/")[2] for path, _ in self._list(folder))
+
+    def sizes(self, folder: str) -> dict[str, int]:
+        return {path.rpartition("/")[2]: size for path, size in self._list(folder)}
+
+    def exists(self, name: str) -> bool:
+        try:
+            self.size(name)
+        except NotFound:
+            return False
+        return True
 
     def read(self, name: str, *, offset: int = 0, length: int | None = None) -> bytes:
         import obstore
@@ -219,13 +229,6 @@ class ObjectStorage:
             for batch in obstore.list(self._store, folder or None, chunk_size=1000):
                 for each in batch:
                     yield each["path"], each["size"]
-
-    def _exists(self, name: str) -> bool:
-        try:
-            self.size(name)
-        except NotFound:
-            return False
-        return True
 
     def _check_lease(self) -> None:
         if self._lease is not None:

@@ -15,7 +15,7 @@ import logging
 import struct
 import threading
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Final
 
@@ -192,9 +192,15 @@ class Packs:
         if location is not None and self.index.pack_name(location.pack) == damaged.pack:
             self.index.remove(damaged.chunk)
 
-    def lose(self, name: str, kept: frozenset[int]) -> int:
-        """Everything in a pack but the blobs at `kept` counts as missing. Returns how many those are."""
-        lost = self.index.remove_at(self.index.pack_number(name), kept)
+    def lose(self, name: str, right: Mapping[int, BlobHeader]) -> int:
+        """Of a damaged pack only these blobs, by their offsets, are there. Returns how many others count as missing."""
+        number = self.index.pack_number(name)
+        known = self.index.remove_at(number, frozenset())
+        for offset, header in right.items():
+            # Whole blobs may have changed places.
+            if self.index.find(header.id) is None:
+                self.index.add(header.id, Location(number, offset, header.blob_size))
+        lost = set(known).difference(right)
         self.may_miss = True
         self.quarantined |= {(name, offset) for offset in lost}
         return len(lost)

@@ -16,7 +16,7 @@ import logging
 import os
 import secrets
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -35,6 +35,7 @@ from stillpoint.extents import Extent
 
 from .accounting import usage
 from .backup_id import BackupId, new_backup_id, parse_backup_id
+from .blobs import BlobHeader
 from .check import check, check_pack
 from .collection import Collection
 from .folder import FORMAT_FILE, DirectoryStorage
@@ -43,7 +44,7 @@ from .index import ChunkIndex
 from .interface import BackupRecord, CheckReport, CollectionReport, Listing, Origin, Partial, Region, Usage
 from .keys import Secret, recovery_form
 from .manifest import Manifest
-from .notes import Notes
+from .notes import Note, Notes
 from .packs import PACK_SIZE, DamagedBlob, Packs, reconcile
 from .partials import Partials
 from .reader import PackReader
@@ -76,7 +77,7 @@ class PackRepository:
         self.storage = storage
         self.packs = packs
         self._format = format_
-        self._notes = notes
+        self.notes = notes
         self._level = level
         self._clock = clock
         self._executor = ThreadPoolExecutor(threads, thread_name_prefix="repository")
@@ -170,16 +171,21 @@ class PackRepository:
         return report
 
     async def check(
-        self, executor: Executor, *, deep: bool, report: Callable[[int, int], None] = lambda done, total: None
+        self,
+        executor: Executor,
+        *,
+        deep: bool,
+        report: Callable[[int, int], None] = lambda done, total: None,
+        budget_s: float | None = None,
     ) -> CheckReport:
         """Prove every pack and every index. See `check.py`."""
-        return await check(self, executor, deep=deep, report=report)
+        return await check(self, executor, deep=deep, report=report, budget_s=budget_s, clock=self._clock)
 
-    async def lose(self, pack: str, kept: frozenset[int]) -> int:
-        """What lies in a pack counts as missing, but for the blobs at `kept`. Returns how many. Durable on return."""
+    async def lose(self, pack: str, right: Mapping[int, BlobHeader]) -> int:
+        """Of a damaged pack only these blobs are there. Returns how many others count as missing. Durable on return."""
 
         def work() -> int:
-            lost = self.packs.lose(pack, kept)
+            lost = self.packs.lose(pack, right)
             if lost:
                 self._note_quarantine()
             return lost
@@ -200,6 +206,13 @@ class PackRepository:
         self._executor.shutdown(wait=False, cancel_futures=True)
         await asyncio.to_thread(self._close)
 
+    def gone(self) -> set[BackupId]:
+        """Backups whose manifests have vanished although nobody deleted them."""
+        # In this order, what is committed or deleted meanwhile is not taken for gone.
+        noted = self.notes.backups()
+        vanished = set(noted).difference(self.ids())
+        return {each for each in vanished if (note := self.notes.find(each)) is not None and not note.deleting}
+
     def ids(self) -> Iterator[BackupId]:
         """Of all backups, those whose manifests are damaged included."""
         return manifest_ids(self.storage)
@@ -207,7 +220,7 @@ class PackRepository:
     def manifest(self, backup: BackupId) -> Manifest:
         """Raises NotFound, DataCorrupt, DeviceError."""
         manifest = read_manifest(self.storage, backup, self.packs.keys.manifest)
-        note = self._notes.get(backup)
+        note = self.notes.get(backup)
         record = replace(manifest.record, verified_ns=note.verified_ns, protected=note.protected)
         return replace(manifest, record=record)
 
@@ -220,9 +233,9 @@ class PackRepository:
             # Damage seldom comes alone, and what is not known to be damaged is deduplicated against.
             with contextlib.suppress(StillpointError):
                 self.packs.lose_gone()
-                kept = check_pack(self, damaged.pack, deep=False)
-                if kept is not None:
-                    self.packs.lose(damaged.pack, kept)
+                right = check_pack(self, damaged.pack, deep=False)
+                if right is not None:
+                    self.packs.lose(damaged.pack, right)
             self._note_quarantine()
 
         with contextlib.suppress(RuntimeError):  # it is closing
@@ -230,7 +243,7 @@ class PackRepository:
 
     def _note_quarantine(self) -> None:
         try:
-            self._notes.put_quarantined(self.packs.quarantined)
+            self.notes.put_quarantined(self.packs.quarantined)
         except StillpointError as error:
             logger.warning("the quarantine cannot be noted: %s", error)
 
@@ -257,6 +270,9 @@ class PackRepository:
             self.storage.create(name, manifest.encode(self.packs.keys.manifest))
         except AlreadyExists:
             raise DeviceError(f"{name}: another backup has this id; start it again", 17) from None
+        # The backup is there now; what fails from here on is made good when the repository is opened.
+        with contextlib.suppress(StillpointError):
+            self.notes.put(manifest.record.id, Note())
         with contextlib.suppress(StillpointError):  # it is older than the backup, so nobody begins with it
             self.partials.delete(manifest.record.origin.volume)
         if self.packs.sealed_count - self._cached_packs >= _CACHE_EVERY_PACKS:
@@ -264,21 +280,23 @@ class PackRepository:
 
     def _list(self, volume: str | None) -> Listing:
         listing = list_manifests(self.storage, self.manifest)
+        listing = replace(listing, damaged=[*listing.damaged, *sorted(self.gone())])
         return replace(listing, backups=[each for each in listing.backups if volume in (None, each.origin.volume)])
 
     def _delete(self, backup: BackupId) -> None:
         name = parse_backup_id(backup)
-        if self._notes.get(backup).protected:
+        note = self.notes.find(backup)
+        if note is None and not self.storage.exists(f"{_MANIFESTS}/{name}"):
+            raise NotFound(f"there is no backup {backup}")
+        note = note or Note()
+        if note.protected:
             raise Refused(f"backup {backup} is protected; take the protection away first")
-        try:
-            self.storage.delete(f"{_MANIFESTS}/{name}")
-        except NotFound:
-            raise NotFound(f"there is no backup {backup}") from None
-        self._notes.delete(backup)
+        self.notes.put(backup, replace(note, deleting=True))
+        end_deletion(self.storage, self.notes, name)
 
     def _change_note(self, backup: BackupId, **change: int | bool) -> None:
         self.manifest(backup)
-        self._notes.put(backup, replace(self._notes.get(backup), **change))  # type: ignore[arg-type]
+        self.notes.put(backup, replace(self.notes.get(backup), **change))  # type: ignore[arg-type]
 
     def _close(self) -> None:
         self.packs.close()
@@ -308,6 +326,24 @@ class PackRepository:
 
     async def _in_pack_thread(self, call: Callable[[], None]) -> None:
         await asyncio.get_running_loop().run_in_executor(self.packs.thread, call)
+
+
+def end_deletion(storage: Storage, notes: Notes, backup: BackupId) -> None:
+    """Once it has been noted. Raises DeviceError."""
+    with contextlib.suppress(NotFound):
+        storage.delete(f"{_MANIFESTS}/{backup}")
+    notes.delete(backup)
+
+
+def agree_notes(storage: Storage, notes: Notes) -> None:
+    """After a crash: end deletions, and note the backups that have no note. Raises DeviceError."""
+    noted = notes.backups()
+    for backup in noted:
+        if notes.get(backup).deleting:
+            logger.info("ending the deletion of backup %s", backup)
+            end_deletion(storage, notes, backup)
+    for backup in set(manifest_ids(storage)).difference(noted):
+        notes.put(backup, Note())
 
 
 def manifest_ids(storage: Storage) -> Iterator[BackupId]:
@@ -388,6 +424,7 @@ async def open_storage(
         try:
             storage.prepare()
             packs, notes = load_packs(storage, format_, pack_size=pack_size)
+            agree_notes(storage, notes)
         except BaseException:
             storage.close()
             raise
@@ -398,11 +435,13 @@ async def open_storage(
 
 def load_packs(storage: Storage, format_: Format, *, pack_size: int = PACK_SIZE) -> tuple[Packs, Notes]:
     """The index, from its cache as far as that agrees with the packs, and what is in quarantine."""
-    notes = Notes(storage, format_.keys.manifest)
+    notes = Notes(storage, format_.keys)
     quarantined = notes.quarantined()
     anew = False
     try:
-        index = ChunkIndex.load(lambda offset, length: storage.read(_CACHE, offset=offset, length=length))
+        index = ChunkIndex.load(
+            lambda offset, length: storage.read(_CACHE, offset=offset, length=length), size=storage.size(_CACHE)
+        )
     except (NotFound, DataCorrupt) as error:
         logger.info("the index is made anew from the packs: %s", error)
         # What the packs that are there cannot tell is which others there were.

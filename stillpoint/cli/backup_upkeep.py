@@ -8,7 +8,7 @@ from ..config import format_size
 from ..errors import ProtocolError
 from ..wire.v1 import backup_pb2
 from .backup_calls import backup_document, follow
-from .command import Command, Invocation, asynchronous, confirm, pass_invocation, yes_option
+from .command import Command, Invocation, asynchronous, confirm, duration_s, pass_invocation, yes_option
 from .nodes import Nodes
 from .output import Output, ProgressBar, format_age, plural
 
@@ -52,9 +52,16 @@ async def verify(invocation: Invocation, backup_id: str | None, deep: bool) -> N
 
 @click.command(cls=Command)
 @click.option("--deep", is_flag=True, help="Also decrypt, decompress and hash every chunk; marks backups as verified.")
+@click.option(
+    "--for",
+    "budget_s",
+    type=duration_s,
+    metavar="TIME",
+    help="Stop after so long (10m, 2h); the next one goes on there.",
+)
 @pass_invocation
 @asynchronous
-async def check(invocation: Invocation, deep: bool) -> None:
+async def check(invocation: Invocation, deep: bool, budget_s: float | None) -> None:
     """Check the whole repository, and name the backups that are damaged.
 
     Every pack is compared with its checksum, and the index of every backup
@@ -64,24 +71,29 @@ async def check(invocation: Invocation, deep: bool) -> None:
 
     \b
     Example: standbyctl backup check --deep
+             standbyctl backup check --deep --for 10m
     """
-    await _check(invocation, deep=deep)
+    await _check(invocation, deep=deep, budget_s=budget_s)
 
 
-async def _check(invocation: Invocation, *, deep: bool) -> None:
+async def _check(invocation: Invocation, *, deep: bool, budget_s: float | None = None) -> None:
     output = invocation.output
     last = backup_pb2.CheckEvent()
     async with invocation.nodes() as nodes:
         with output.progress("checking the repository") as bar:
-            request = backup_pb2.CheckRequest(deep=deep)
+            request = backup_pb2.CheckRequest(deep=deep, budget_s=budget_s or 0)
             async for last in nodes.backup.stream("CheckRepository", request, backup_pb2.CheckEvent):
                 bar.update(last.progress.done_bytes, last.progress.total_bytes)
     if not last.HasField("report"):
         raise ProtocolError("the backup node ended in the middle of the check")
     report = last.report
     _show_check(output, report, deep=deep)
-    if report.damaged_packs or report.affected:
+    if not _is_ok(report):
         raise click.exceptions.Exit(1)
+
+
+def _is_ok(report: backup_pb2.CheckReport) -> bool:
+    return not report.damaged_packs and not report.affected and not report.damaged_notes
 
 
 def _show_check(output: Output, report: backup_pb2.CheckReport, *, deep: bool) -> None:
@@ -90,11 +102,13 @@ def _show_check(output: Output, report: backup_pb2.CheckReport, *, deep: bool) -
         affected = [{"id": each.id, "ok": False, "reason": each.reason} for each in report.affected]
         output.document(
             {
-                "ok": not report.damaged_packs and not report.affected,
+                "ok": _is_ok(report),
                 "deep": deep,
+                "complete": report.complete,
                 "checked_bytes": report.checked_bytes,
                 "checked_packs": report.checked_packs,
                 "damaged_packs": list(report.damaged_packs),
+                "damaged_notes": list(report.damaged_notes),
                 "lost_blobs": report.lost_blobs,
                 "verified": [*whole, *affected],
             }
@@ -104,6 +118,12 @@ def _show_check(output: Output, report: backup_pb2.CheckReport, *, deep: bool) -
         f"{format_size(report.checked_bytes)} in {plural(report.checked_packs, 'pack')} checked,"
         f" {plural(len(report.whole), 'backup')} whole"
     )
+    if not report.complete:
+        output.line("time is up; the next check with --for goes on where this one ended")
+    for note in report.damaged_notes:
+        output.alarm(
+            f"the note {note} is damaged; a backup of this name counts as protected until it is protected anew"
+        )
     for pack in report.damaged_packs:
         output.alarm(f"pack {pack} is damaged")
     for each in report.affected:

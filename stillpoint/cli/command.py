@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import re
 import sys
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
@@ -97,6 +98,21 @@ def size(text: str | int) -> int:
     if parsed == 0:
         raise click.BadParameter("a size of 0 makes no sense")
     return parsed
+
+
+_DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(s|m|h|d)", re.ASCII)
+_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+
+
+def duration_s(text: str | float) -> float:
+    """A value type of options: seconds, written "90s", "10m", "2h" or "1d"; never 0."""
+    if isinstance(text, float):
+        return text
+    parsed = _DURATION.fullmatch(text.strip())
+    seconds = float(parsed[1]) * _SECONDS[parsed[2]] if parsed else 0.0
+    if not seconds:
+        raise click.BadParameter(f"{text!r} is not a time; write it as 90s, 10m, 2h or 1d")
+    return seconds
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,7 +26,7 @@ def location(source: random.Random, packs: int) -> Location:
 
 
 def load(data: bytes) -> ChunkIndex:
-    return ChunkIndex.load(lambda offset, length: data[offset : offset + length])
+    return ChunkIndex.load(lambda offset, length: data[offset : offset + length], size=len(data))
 
 
 def dump(index: ChunkIndex) -> bytes:
