@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
+import ssl
 import struct
 import subprocess
 import sys
@@ -19,6 +20,7 @@ import uvloop
 
 from stillpoint.nbd import codec
 from stillpoint.nbd import constants as c
+from stillpoint.nbd.access import Access
 from stillpoint.nbd.budget import Budget
 from stillpoint.nbd.export import Export
 from stillpoint.nbd.listen import listen_tcp, uri
@@ -32,7 +34,14 @@ TIMEOUT_S = 20.0
 class ServerThread:
     """An NbdServer on a loop in a thread of its own. Fill `exports` at any time."""
 
-    def __init__(self, *, budget_size: int = BUDGET_SIZE, connection_max: int = 64, handshake_timeout_s: float = 10.0):
+    def __init__(
+        self,
+        *,
+        budget_size: int = BUDGET_SIZE,
+        connection_max: int = 64,
+        handshake_timeout_s: float = 10.0,
+        access: Access | None = None,
+    ) -> None:
         self.exports: dict[str, Export] = {}
         self.executor = ThreadPoolExecutor(4)
         self.budget = Budget(budget_size)
@@ -42,6 +51,7 @@ class ServerThread:
             budget=self.budget,
             connection_max=connection_max,
             handshake_timeout_s=handshake_timeout_s,
+            access=access,
         )
         self._listener = listen_tcp("127.0.0.1", 0)
         self.port: int = self._listener.getsockname()[1]
@@ -127,6 +137,15 @@ class RawClient:
             return self.socket.recv(1) == b""
         except ConnectionError:
             return True
+
+    def start_tls(self, context: ssl.SSLContext) -> Self:
+        """Go over to TLS, as an honest client does."""
+        assert self.answer(c.Option.STARTTLS) == c.OptionReplyKind.ACK
+        return self.shake_hands(context)
+
+    def shake_hands(self, context: ssl.SSLContext) -> Self:
+        self.socket = context.wrap_socket(self.socket, server_hostname="localhost")
+        return self
 
     def greet(self, flags: int = 3) -> None:
         codec.decode_greeting(memoryview(self.receive(18)))

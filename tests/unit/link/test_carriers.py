@@ -19,9 +19,12 @@ from stillpoint.link.base import Link
 from stillpoint.link.frames import MAX_PAYLOAD_SIZE, WRITE, FrameType, encode_header, read_frames
 from stillpoint.link.tokens import TokenGate, Tokens
 from stillpoint.nbd.listen import listen_tcp
+from stillpoint.security.roles import Role
+from stillpoint.tls import Credentials
 from stillpoint.wire import streams
 from stillpoint.wire.channel import SERVER_OPTIONS, open_channel
 from stillpoint.wire.v1 import standby_pb2_grpc
+from tests.support.pki import TestPki
 
 
 class Frames:
@@ -86,12 +89,12 @@ class StreamService(standby_pb2_grpc.StandbyServiceServicer):
 Story = Callable[[Server, Connect], Awaitable[None]]
 
 
-async def over_tcp(story: Story) -> None:
+async def over_tcp(story: Story, credentials: Credentials | None = None) -> None:
     server = Server()
-    listener = tcp.DataLinkListener(listen_tcp("127.0.0.1", 0), server.tokens)
+    listener = tcp.DataLinkListener(listen_tcp("127.0.0.1", 0), server.tokens, credentials)
 
     async def connect(token: bytes, receiver: Receiver) -> Link:
-        return await tcp.connect(Address("127.0.0.1", listener.port), token, receiver)
+        return await tcp.connect(Address("127.0.0.1", listener.port), token, receiver, credentials=credentials)
 
     try:
         await story(server, connect)
@@ -120,13 +123,19 @@ async def over_grpc(story: Story) -> None:
         await rpc.stop(0)
 
 
-@pytest.fixture(params=["tcp", "grpc"])
-def play(request: pytest.FixtureRequest) -> Callable[[Story], None]:
-    carrier = over_tcp if request.param == "tcp" else over_grpc
+@pytest.fixture(scope="module")
+def credentials(tmp_path_factory: pytest.TempPathFactory) -> Credentials:
+    return TestPki(tmp_path_factory.mktemp("pki")).credentials(Role.DATA)
 
+
+@pytest.fixture(params=["tcp", "tls", "grpc"])
+def play(request: pytest.FixtureRequest, credentials: Credentials) -> Callable[[Story], None]:
     def run(story: Story) -> None:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            runner.run(carrier(story))
+            if request.param == "grpc":
+                runner.run(over_grpc(story))
+            else:
+                runner.run(over_tcp(story, credentials if request.param == "tls" else None))
 
     return run
 
