@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -124,30 +125,79 @@ def test_a_stop_in_the_middle_of_a_backup_is_clean(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_killed_at_any_time_it_starts_again_and_nothing_incomplete_is_there(tmp_path: Path) -> None:
+    """At 20 points: of full backups and incrementals of a volume that changes, of deletions, and of collections."""
     seed = random.randrange(1 << 32)
     print(f"seed {seed}")
     source = random.Random(seed)
 
     async def body(node: Node) -> None:
-        complete: list[str] = []
+        images: dict[str, bytes] = {}
         node.standby.delay_s = 0.004
-        for _ in range(10):
+        for number in range(20):
+            before = len(images)
             run = asyncio.create_task(node.back_up())
-            await asyncio.sleep(source.uniform(0, 0.5))
+            upkeep = asyncio.create_task(_delete_and_collect(node, source.choice([*images]) if before > 3 else ""))
+            await asyncio.sleep(source.uniform(0, 0.35))
             await node.kill()
             with contextlib.suppress(grpc.aio.AioRpcError):
-                complete.append((await run).id)
+                images[(await run).id] = node.image
+            gone = await upkeep
             await node.start()
             listed = await node.list_ids()
-            # One more may be there whose answer was lost on the way; then it must be whole, as the others.
-            assert set(complete) <= set(listed) and len(listed) <= len(complete) + 1
-            complete = listed
-            for backup in listed:
-                assert await node.read(backup) == node.image
+            # One more may be there whose answer was lost on the way; then it must be whole, as the others. So may one
+            # whose deletion was asked for, and it must be whole too.
+            fresh = set(listed) - set(images)
+            assert set(images) - {gone} <= set(listed) and len(fresh) <= 1
+            images = {backup: images.get(backup, node.image) for backup in listed}
+            # All of them now and then, the newest each time.
+            for backup in listed if number % 5 == 4 else listed[-1:]:
+                assert await node.read(backup) == images[backup]
             assert {path.name for path in (node.repository / "manifests").iterdir()} == set(listed)
             await eventually(lambda: not node.standby.snapshots)
+            node.change(source)
         made = await node.back_up()
         assert await node.read(made.id) == node.image
+        async with node.stub() as stub:
+            events = [event async for event in stub.CheckRepository(backup_pb2.CheckRequest(deep=True))]
+        assert not events[-1].report.affected and not events[-1].report.damaged_packs
+
+    with_node(tmp_path, body)
+
+
+async def _delete_and_collect(node: Node, backup: str) -> str:
+    """Unless it is "". Returns what may be gone."""
+    with contextlib.suppress(grpc.aio.AioRpcError):
+        async with node.stub() as stub:
+            if backup:
+                await stub.DeleteBackup(backup_pb2.BackupId(id=backup))
+            await stub.CollectGarbage(backup_pb2.CollectRequest())
+    return backup
+
+
+@pytest.mark.slow
+def test_a_node_that_is_stopped_in_the_middle_of_backups_and_collections_goes_on(tmp_path: Path) -> None:
+    async def body(node: Node) -> None:
+        source = random.Random(1)
+        images: dict[str, bytes] = {}
+        for _ in range(3):
+            images[(await node.back_up()).id] = node.image
+            node.change(source)
+        node.standby.delay_s = 0.01
+        assert node.process is not None
+        for _ in range(3):
+            run = asyncio.create_task(node.back_up())
+            oldest = next(iter(images))
+            upkeep = asyncio.create_task(_delete_and_collect(node, oldest))
+            await asyncio.sleep(source.uniform(0.05, 0.2))
+            node.process.send_signal(signal.SIGSTOP)
+            await asyncio.sleep(1.5)
+            node.process.send_signal(signal.SIGCONT)
+            images[(await run).id] = node.image
+            images.pop(await upkeep)
+            for backup in await node.list_ids():
+                assert await node.read(backup) == images[backup]
+            assert await node.list_ids() == [*images]
+            node.change(source)
 
     with_node(tmp_path, body)
 

@@ -86,6 +86,16 @@ class Node:
             make_stub: Any = backup_pb2_grpc.BackupServiceStub
             yield make_stub(channel)
 
+    def change(self, source: random.Random) -> None:
+        """The volume gets something else in a few places."""
+        device = self.standby.volumes["vol1"]
+        for _ in range(source.randrange(1, 6)):
+            offset = source.randrange(SIZE // 65536) * 65536
+            data = source.randbytes(min(source.choice([65536, 1 << 20]), SIZE - offset))
+            device.write(offset, [data])
+            self.standby.note_changed(offset, len(data))
+            self.image = self.image[:offset] + data + self.image[offset + len(data) :]
+
     async def back_up(self, volume: str = "vol1") -> backup_pb2.Backup:
         async with self.stub() as stub:
             events = [event async for event in stub.RunBackup(backup_pb2.RunBackupRequest(volume=volume))]
