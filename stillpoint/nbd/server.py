@@ -297,6 +297,8 @@ class _Connection:
             self._channel.resume_reading()
 
     def closed(self, error: Exception | None) -> None:
+        if error is None and self._session.was_refused and self._transmission is None:
+            error = PermissionRefused("the client asked in plaintext for what takes TLS")
         if isinstance(error, ProtocolError | PermissionRefused | PeerUnavailable):
             self._refused(self, error)
         elif error is not None and not isinstance(error, OSError):

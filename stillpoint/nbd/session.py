@@ -80,6 +80,8 @@ class ServerSession:
         self.state = State.CLIENT_FLAGS
         self._starttls = starttls
         self._is_secured = False
+        # Whether something was asked in plaintext that only TLS would have been answered for.
+        self.was_refused = False
         self.agreement: Agreement | None = None
         self._exports = exports
         self._zeroes = True
@@ -129,12 +131,14 @@ class ServerSession:
         """The TLS handshake is complete. admitted: whether the client's certificate may open these exports."""
         assert self.state is State.STARTING_TLS
         self._is_secured = True
+        self.was_refused = False
         self._contexts_of, self._contexts, self._status = None, (), ()
         self.state = State.PLAIN if admitted else State.FORBIDDEN
 
     def _handle(self, request: OptionRequest) -> None:
         handler = _OPTIONS[self.state].get(request.code)
         if handler is None:
+            self.was_refused |= self.state is State.TLS_FIRST
             self._reply(request, *_OTHERWISE.get(self.state, _UNKNOWN))
             return
         try:

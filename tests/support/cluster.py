@@ -75,13 +75,19 @@ class LocalCluster:
 
     @classmethod
     def up(
-        cls, directory: Path, *volumes: str, carrier: str | None = None, insecure: bool = False
+        cls,
+        directory: Path,
+        *volumes: str,
+        carrier: str | None = None,
+        insecure: bool = False,
+        nbd_tls: bool = False,
     ) -> LocalCluster:
         """Start it (or what of it does not run), with volumes given as "NAME:SIZE", and wait until they are in sync."""
         cluster = cls(directory)
         options = [argument for volume in volumes for argument in ("--volume", volume)]
         options += ["--carrier", carrier] if carrier else []
         options += ["--insecure"] if insecure else []
+        options += ["--nbd-tls"] if nbd_tls else []
         cluster._local("up", *options)
         return cluster
 

@@ -23,9 +23,11 @@ class TestPki:
 
     __test__ = False
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, authority: Authority | None = None) -> None:
+        """authority: one that is there already."""
         self.folder = folder
-        self.authority = Authority.create(folder / "ca")
+        self.authority = authority or Authority.create(folder / "ca")
+        folder.mkdir(exist_ok=True)
         self._count = 0
 
     def issue(self, role: Role, name: str = "", *, hosts: Sequence[str] = LOOPBACK) -> Path:
