@@ -62,9 +62,9 @@ async def read(uri: str) -> bytes:
         return bytes(await client.read(0, SIZE))
 
 
-async def fill(uri: str, source: random.Random) -> None:
+async def fill(uri: str, source: random.Random, size: int = 16 * MIB) -> None:
     async with await NbdClient.connect(uri) as client:
-        await client.write(0, source.randbytes(16 * MIB))
+        await client.write(0, source.randbytes(size))
         await client.flush()
 
 
@@ -143,13 +143,13 @@ def test_a_standby_killed_in_the_middle_of_a_pull_costs_no_backup(tmp_path: Path
     async def main(cluster: LocalCluster) -> None:
         environment = cluster.env
         volume = f"{environment['primary']['nbd']}/vol1"
-        await fill(volume, source)
+        await fill(volume, source, 12 * MIB)
         async with Nodes(load_cluster(cluster.cluster_file)) as nodes:
             first = (await run_backup(nodes, "vol1", bar=Silent())).id
             truth = await read(f"{environment['backup']['nbd']}/vol1@{first}")
-            await fill(volume, source)
+            await fill(volume, source, 12 * MIB)
             running = asyncio.create_task(run_backup(nodes, "vol1", bar=Silent()))
-            await asyncio.sleep(0.4)
+            await asyncio.sleep(0.3)
             await asyncio.to_thread(cluster.kill, "standby")
             assert [each.id for each in (await list_backups(nodes)).backups] == [first]
             await asyncio.to_thread(cluster.start, "standby")
@@ -168,7 +168,7 @@ def test_a_standby_killed_in_the_middle_of_a_pull_costs_no_backup(tmp_path: Path
 
     with LocalCluster.up(tmp_path / "cluster", f"vol1:{SIZE}") as cluster:
         config = cluster.directory / "backup.yaml"
-        config.write_text(config.read_text() + f"rate_limit: {16 * MIB}\n")
+        config.write_text(config.read_text() + f"rate_limit: {4 * MIB}\n")
         cluster.kill("backup")
         cluster.start("backup")
         asyncio.run(main(cluster))
