@@ -39,13 +39,16 @@ class Limits:
     nbd_connections: int = 64
     request_memory_bytes: int = 48 << 20  # payloads of all NBD connections together
     async_queue_bytes: int = 32 << 20  # per volume: what an asynchronous volume may owe its standby
-    hot_extents: int = (
-        CAPACITY_DEFAULT  # of 4 MiB, per volume: with 1/8 more, what a power loss makes dirty; 0: all of it
-    )
+    # Of 4 MiB, per volume: these and an eighth more are dirty after a power loss. 0: everything is.
+    hot_extents: int = CAPACITY_DEFAULT
+    parallel_resyncs: int = 2  # volumes; the others wait for their turn, their mirrors as they were
+    resync_rate: int = 0  # bytes a second of all resyncs together, at most; 0: no limit
 
     def __post_init__(self) -> None:
         if self.hot_extents and not CAPACITY_MIN <= self.hot_extents <= CAPACITY_MAX:
             raise InvalidRequest(f"limits: hot_extents must be 0, or from {CAPACITY_MIN} to {CAPACITY_MAX}")
+        if self.parallel_resyncs < 1 or self.resync_rate < 0:
+            raise InvalidRequest("limits: parallel_resyncs must be above 0, and resync_rate not below")
 
 
 @dataclass(frozen=True, slots=True)

@@ -33,6 +33,7 @@ from .config import PrimaryConfig
 from .mirrored_device import AckMode, MirroredDevice
 from .quiesce import Quiescer
 from .record import VolumeRecord
+from .resync_limits import ResyncLimits
 from .standby_client import StandbyClient
 from .volume import Volume
 
@@ -53,6 +54,8 @@ class PrimaryNode:
         self.standby = StandbyClient(
             config.standby.grpc, config.standby.carrier, node=config.node, credentials=credentials
         )
+        limits = config.limits
+        self._resync_limits = ResyncLimits(rate=limits.resync_rate, parallel_max=limits.parallel_resyncs)
         self._exports: dict[str, MirroredDevice] = {}
         self._executor = ThreadPoolExecutor(_THREADS, thread_name_prefix="disk")
         self.nbd = NbdServer(
@@ -85,7 +88,7 @@ class PrimaryNode:
         self.nbd.listen(listeners)
 
     def _open(self, record: VolumeRecord, *, fresh: bool) -> Volume:
-        return Volume(record, self.config, self.standby, self._executor, fresh=fresh)
+        return Volume(record, self.config, self.standby, self._executor, self._resync_limits, fresh=fresh)
 
     def _serve(self, volume: Volume) -> None:
         name = volume.record.name

@@ -4,7 +4,8 @@ Order of a session, each step only after the one before it has succeeded
 1. OpenLink: the standby ends the session before, makes the new fence durable and gives out a token.
 2. The data link is opened; the standby makes durable that it adopted the session, and acknowledges.
 3. What has to be copied is marked dirty, durably; then the mirror's identity and the session are made durable.
-4. The volume is attached: every write from now on is sent too. RESYNC_BEGIN is sent if anything is dirty.
+4. If something has to be copied, it waits for its turn among the resyncs of the node. Then the volume is attached:
+   every write from now on is sent too. RESYNC_BEGIN is sent if anything is dirty.
 5. The dirty chunks are copied; then RESYNC_END: the standby flushes, makes durable that its mirror is whole, and says
    so. Only then is the pair in sync.
 """
@@ -30,7 +31,9 @@ from .handshake import Answer, Known, Plan, decide
 from .mirrored_device import MirroredDevice
 from .record import VolumeRecord
 from .resync import Progress, resync
+from .resync_limits import ResyncLimits
 from .sender import Sender
+from .throttle import Throttle
 from .verify import Comparison, Verifier
 
 logger = logging.getLogger(__name__)
@@ -74,8 +77,12 @@ class Pair:
         open_link: Callable[[VolumeRecord, int], Awaitable[OpenedLink]],
         *,
         peer_timeout_s: float,
+        limits: ResyncLimits,
     ) -> None:
+        """limits: of the node; the volume's own is `throttle`."""
         self.record = record
+        self.throttle = Throttle(record.resync_rate)
+        self._limits = limits
         self.state = PairState.DISCONNECTED
         self.since_ns = time.time_ns()
         self.detail = "not connected yet"
@@ -122,10 +129,13 @@ class Pair:
             )
             await self._mark(plan)
             self.record.adopt(opened.answer.mirror_uuid, opened.session)
-            self._attach(sender, plan)
             watching = asyncio.ensure_future(self._watch(sender))
             try:
-                await self._bring_up_to_date(sender, plan)
+                async with self._slot(plan):
+                    if sender.ended:
+                        raise PeerUnavailable("the standby closed the data link")
+                    self._attach(sender, plan)
+                    await self._bring_up_to_date(sender, plan)
                 raise await lost
             finally:
                 watching.cancel()
@@ -158,6 +168,12 @@ class Pair:
         if plan in (Plan.FULL, Plan.FULL_SKIP_HOLES):
             await asyncio.get_running_loop().run_in_executor(self._executor, self._dirty.persist)
 
+    def _slot(self, plan: Plan) -> contextlib.AbstractAsyncContextManager[None]:
+        """What has to be copied waits for its turn before it attaches: till then the mirror stays what it was."""
+        if plan is Plan.NOTHING:
+            return contextlib.nullcontext()
+        return self._limits.slot(lambda: self._enter(PairState.DISCONNECTED, "waits for the resync of other volumes"))
+
     def _attach(self, sender: Sender, plan: Plan) -> None:
         self.sender = sender
         self._volume.attach(sender, self._dirty, lambda error: None)
@@ -174,7 +190,8 @@ class Pair:
             assert self.progress is not None
             sender.resync_begin()
             sender.push()
-            await resync(self._device, self._dirty, self._volume, sender, self._executor, self.progress)
+            throttles = (self.throttle, self._limits.total)
+            await resync(self._device, self._dirty, self._volume, sender, self._executor, self.progress, throttles)
         sequence = sender.resync_end()
         self._volume.require(sender, sequence)
         sender.push()
@@ -196,6 +213,17 @@ class Pair:
             sender.ping()
             if self.state is PairState.IN_SYNC:
                 self._volume.flush_in_background(sender)
+
+    async def resend(self) -> None:
+        """Copy everything again, holes as zeroes; status shows how far it is. Durable on return: a restart goes on.
+
+        Raises DeviceError, PeerUnavailable.
+        """
+        if self.sender is None:
+            raise PeerUnavailable(f"volume {self.record.name!r} has no connection to its mirror: {self.detail}")
+        self._dirty.mark_dirty(Extent(0, self._device.size))
+        await asyncio.get_running_loop().run_in_executor(self._executor, self._dirty.persist)
+        self.sender.end(PeerUnavailable("everything is being sent again"))
 
     async def verify(self, *, repair: bool, rate: int) -> AsyncGenerator[Comparison, None]:
         """Compare with the mirror; yields how far it is, and last the whole result.

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import deque
+from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 
 from stillpoint.buffers import uninitialised
@@ -18,6 +20,7 @@ from stillpoint.link.frames import RESYNC
 from .dirty_map import CHUNK_SIZE, DirtyMap
 from .mirrored_device import MirroredDevice
 from .sender import Sender
+from .throttle import Throttle
 
 # A run of dirty chunks looked at in one go; a hole of this size is one frame.
 _RUN_SIZE = 1 << 30
@@ -26,26 +29,47 @@ _PIECE_SIZE = 1 << 20
 # a client's write waits on the standby behind all of it.
 _WINDOW_BYTES = 8 << 20
 _WINDOW_BUSY_BYTES = 1 << 20
+# The rate that status shows is that of the last ten seconds.
+_RATE_SAMPLE_S = 0.5
+_RATE_SAMPLES = 20
 
 
 class Progress:
     """How far a resync is, for status."""
 
-    def __init__(self, total_bytes: int) -> None:
+    def __init__(self, total_bytes: int, *, clock: Callable[[], float] = time.monotonic) -> None:
         self.total_bytes = total_bytes
         self.done_bytes = 0
-        self._started = time.monotonic()
+        self._clock = clock
+        self._samples = deque([(clock(), 0)], maxlen=_RATE_SAMPLES)  # when, and how much was done by then
+
+    def advance(self, size: int) -> None:
+        """`size` bytes more are on their way."""
+        self.done_bytes += size
+        now = self._clock()
+        if now - self._samples[-1][0] >= _RATE_SAMPLE_S:
+            self._samples.append((now, self.done_bytes))
 
     @property
     def rate(self) -> int:
-        """Bytes a second since the start."""
-        return int(self.done_bytes / max(time.monotonic() - self._started, 1e-3))
+        """Bytes a second, of late."""
+        since, done = self._samples[0]
+        return int((self.done_bytes - done) / max(self._clock() - since, 1e-3))
 
 
 async def resync(
-    device: BlockDevice, dirty: DirtyMap, volume: MirroredDevice, sender: Sender, executor: Executor, progress: Progress
+    device: BlockDevice,
+    dirty: DirtyMap,
+    volume: MirroredDevice,
+    sender: Sender,
+    executor: Executor,
+    progress: Progress,
+    throttles: Sequence[Throttle] = (),
 ) -> None:
-    """Until nothing is dirty. Raises PeerUnavailable when the link ends; what was not sent stays dirty."""
+    """Until nothing is dirty. Raises PeerUnavailable when the link ends; what was not sent stays dirty.
+
+    throttles: each of them limits what is read and sent; holes are free.
+    """
     offset = 0
     while dirty.dirty_count:
         run = dirty.next_dirty(offset, limit=_RUN_SIZE)
@@ -53,9 +77,12 @@ async def resync(
             offset = 0  # a range was made dirty again behind us
             continue
         for mapped in list(_pieces(device, run)):
+            if not mapped.hole:
+                for throttle in throttles:
+                    await throttle.take(mapped.length)
             await sender.room(_WINDOW_BUSY_BYTES if volume.waiting_count else _WINDOW_BYTES)
             await _send(device, mapped, dirty, volume, sender, executor)
-            progress.done_bytes += mapped.length
+            progress.advance(mapped.length)
             await asyncio.sleep(0)
         offset = run.end
 

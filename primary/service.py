@@ -103,6 +103,12 @@ class PrimaryService(primary_pb2_grpc.PrimaryServiceServicer):
         return describe(volume, self._node)
 
     @answers
+    async def ResyncVolume(self, request: primary_pb2.ResyncVolumeRequest, context: Context) -> primary_pb2.Volume:
+        volume = self._node.volume(request.name)
+        await volume.pair.resend()
+        return describe(volume, self._node)
+
+    @answers
     async def DeleteVolume(self, request: primary_pb2.DeleteVolumeRequest, context: Context) -> common_pb2.Empty:
         await self._node.delete_volume(request.name, force=request.force)
         return common_pb2.Empty()

@@ -9,7 +9,6 @@ its disk comes back undecided and is asked for again.
 from __future__ import annotations
 
 import asyncio
-import time
 from collections import deque
 from collections.abc import AsyncIterator
 from concurrent.futures import Executor
@@ -24,6 +23,7 @@ from stillpoint.link.frames import Verdict
 from .mirrored_device import MirroredDevice
 from .resync import read_settled
 from .sender import Sender
+from .throttle import Throttle
 
 _PIECE_SIZE = 256 * 1024
 _HOLE_SIZE = 64 << 20
@@ -53,7 +53,7 @@ class Verifier:
         self._volume = volume
         self._sender = sender
         self._executor = executor
-        self._rate = rate
+        self._throttle = Throttle(rate)
         self._waiting: dict[tuple[int, int], int] = {}  # range → times asked
         self._again: deque[tuple[Extent, int]] = deque()
         self._answered = asyncio.Event()
@@ -64,7 +64,6 @@ class Verifier:
 
         Raises PeerUnavailable when the session ends first.
         """
-        started = time.monotonic()
         self._sender.verdicts = self._verdict
         try:
             for piece, hole in self._pieces():
@@ -73,9 +72,7 @@ class Verifier:
                     extent, tries = self._again.popleft()
                     await self._ask(extent, hole=False, tries=tries)
                 yield self.comparison
-                if self._rate:
-                    ahead_s = piece.end / self._rate - (time.monotonic() - started)
-                    await asyncio.sleep(max(ahead_s, 0))
+                await self._throttle.take(piece.length)
             while self._waiting or self._again:
                 while self._again:
                     extent, tries = self._again.popleft()

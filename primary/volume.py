@@ -19,6 +19,7 @@ from .gate import LossPolicy
 from .mirrored_device import AckMode, CongestionPolicy, MirroredDevice
 from .pair import Pair
 from .record import VolumeRecord
+from .resync_limits import ResyncLimits
 from .standby_client import StandbyClient
 from .write_intent import open_write_intent
 
@@ -30,7 +31,14 @@ class Volume:
     """Open it on the loop, then `start` it. `export` is what NBD serves."""
 
     def __init__(
-        self, record: VolumeRecord, config: PrimaryConfig, standby: StandbyClient, executor: Executor, *, fresh: bool
+        self,
+        record: VolumeRecord,
+        config: PrimaryConfig,
+        standby: StandbyClient,
+        executor: Executor,
+        resync_limits: ResyncLimits,
+        *,
+        fresh: bool,
     ) -> None:
         """fresh: the volume is just being made. Raises what opening its device and map raises."""
         self.record = record
@@ -68,6 +76,7 @@ class Volume:
             executor,
             standby.open_link,
             peer_timeout_s=config.standby.peer_timeout_s,
+            limits=resync_limits,
         )
         self._executor = executor
         self._task: asyncio.Task[None] | None = None
@@ -104,6 +113,7 @@ class Volume:
             record.mode, record.on_standby_loss, record.congestion, record.resync_rate = before
             raise
         self.export.congestion = CongestionPolicy(record.congestion)
+        self.pair.throttle.rate = record.resync_rate
         self.export.set_mode(AckMode(record.mode))
         if on_standby_loss is not None:
             self.export.gate.set_policy(on_standby_loss)

@@ -113,6 +113,30 @@ async def resume(invocation: Invocation, volume: str) -> None:
 
 @mirror.command()
 @click.argument("volume")
+@pass_invocation
+@asynchronous
+async def resync(invocation: Invocation, volume: str) -> None:
+    """Copy a whole volume to its mirror again, while both are in use.
+
+    For a mirror that is not to be trusted. What changed while a standby was
+    away is copied by itself; `mirror verify` finds out whether the two differ.
+
+    \b
+    Example: standbyctl mirror resync vol1
+    """
+    async with invocation.nodes() as nodes:
+        begun = await nodes.primary.call(
+            "ResyncVolume", primary_pb2.ResyncVolumeRequest(name=volume), primary_pb2.Volume
+        )
+    if invocation.output.as_json:
+        invocation.output.document(volume_document(begun))
+    else:
+        to_copy = format_size(begun.pair.dirty_bytes)
+        invocation.output.line(f"volume {volume}: {to_copy} to copy; `standbyctl status --watch` shows how far it is")
+
+
+@mirror.command()
+@click.argument("volume")
 @click.option("--repair", is_flag=True, help="Send what differs again; the primary's copy counts.")
 @click.option("--rate", type=size, metavar="SIZE", help="Bytes a second, at most.")
 @pass_invocation

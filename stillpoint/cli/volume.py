@@ -35,6 +35,11 @@ _LOSS_POLICIES = {
 _CONGESTION = {"block": primary_pb2.CONGESTION_BLOCK, "detach": primary_pb2.CONGESTION_DETACH}
 
 
+def _rate(value: str | int) -> int:
+    """A size, or 0 for no limit."""
+    return 0 if value in ("0", 0) else size_type(value)
+
+
 def loss_policy_word(policy: primary_pb2.OnStandbyLoss) -> str:
     return enum_word(primary_pb2.OnStandbyLoss.Name(policy), "ON_STANDBY_LOSS_")
 
@@ -311,7 +316,7 @@ async def resize(invocation: Invocation, name: str, size: int) -> None:
 @click.option("--mode", type=click.Choice(list(_MODES)), help="When a write is answered.")
 @click.option("--on-standby-loss", type=click.Choice(list(_LOSS_POLICIES)), help="What writers see without a standby.")
 @click.option("--congestion", type=click.Choice(list(_CONGESTION)), help="When an async volume's queue is full.")
-@click.option("--resync-rate", type=size_type, metavar="SIZE", help="Bytes a second, at most; 0: no limit.")
+@click.option("--resync-rate", type=_rate, metavar="SIZE", help="Bytes a second, at most; 0: no limit.")
 @pass_invocation
 @asynchronous
 async def set_(

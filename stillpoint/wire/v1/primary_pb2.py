@@ -25,49 +25,51 @@ _sym_db = _symbol_database.Default()
 from stillpoint.wire.v1 import common_pb2 as stillpoint_dot_wire_dot_v1_dot_common__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n stillpoint/wire/v1/primary.proto\x12\x12stillpoint.wire.v1\x1a\x1fstillpoint/wire/v1/common.proto\"\xe5\x01\n\x10SetVolumeRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12)\n\x04mode\x18\x02 \x01(\x0e\x32\x1b.stillpoint.wire.v1.AckMode\x12:\n\x0fon_standby_loss\x18\x03 \x01(\x0e\x32!.stillpoint.wire.v1.OnStandbyLoss\x12\x32\n\ncongestion\x18\x04 \x01(\x0e\x32\x1e.stillpoint.wire.v1.Congestion\x12\x18\n\x0bresync_rate\x18\x05 \x01(\x04H\x00\x88\x01\x01\x42\x0e\n\x0c_resync_rate\"#\n\x13ResumeVolumeRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"\xa3\x01\n\x13\x43reateVolumeRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04size\x18\x02 \x01(\x04\x12\x12\n\nblock_size\x18\x03 \x01(\r\x12\x14\n\x0c\x64\x65vice_paths\x18\x04 \x03(\t\x12\x1b\n\x13mirror_device_paths\x18\x05 \x03(\t\x12)\n\x04mode\x18\x06 \x01(\x0e\x32\x1b.stillpoint.wire.v1.AckMode\" \n\x10GetVolumeRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"1\n\x13ResizeVolumeRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04size\x18\x02 \x01(\x04\"2\n\x13\x44\x65leteVolumeRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05\x66orce\x18\x02 \x01(\x08\"2\n\rFreezeRequest\x12\x0f\n\x07volumes\x18\x01 \x03(\t\x12\x10\n\x08limit_ms\x18\x02 \x01(\r\"\x16\n\x08\x46reezeId\x12\n\n\x02id\x18\x01 \x01(\t\"\xc8\x02\n\x04Pair\x12,\n\x05state\x18\x01 \x01(\x0e\x32\x1d.stillpoint.wire.v1.PairState\x12\x10\n\x08since_ns\x18\x02 \x01(\x04\x12\x13\n\x0b\x64irty_bytes\x18\x03 \x01(\x04\x12\x17\n\x0funflushed_bytes\x18\x04 \x01(\x04\x12\x17\n\x0fin_flight_bytes\x18\x05 \x01(\x04\x12\x19\n\x11resync_done_bytes\x18\x06 \x01(\x04\x12\x1a\n\x12resync_total_bytes\x18\x07 \x01(\x04\x12\x13\n\x0bresync_rate\x18\x08 \x01(\x04\x12\x0f\n\x07\x63\x61rrier\x18\t \x01(\t\x12\x0e\n\x06\x64\x65tail\x18\n \x01(\t\x12\x0f\n\x07session\x18\x0b \x01(\r\x12\x13\n\x0bverified_ns\x18\x0c \x01(\x04\x12\x16\n\x0emismatch_bytes\x18\r \x01(\x04\x12\x0e\n\x06lag_ms\x18\x0e \x01(\x04\"\x85\x04\n\x06Volume\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04uuid\x18\x02 \x01(\t\x12\x0c\n\x04size\x18\x03 \x01(\x04\x12\x12\n\nblock_size\x18\x04 \x01(\r\x12)\n\x04mode\x18\x05 \x01(\x0e\x32\x1b.stillpoint.wire.v1.AckMode\x12\x14\n\x0c\x64\x65vice_paths\x18\x06 \x03(\t\x12&\n\x04pair\x18\x07 \x01(\x0b\x32\x18.stillpoint.wire.v1.Pair\x12\x0f\n\x07\x63lients\x18\x08 \x01(\r\x12\x12\n\ncreated_ns\x18\t \x01(\x04\x12\x12\n\nread_bytes\x18\n \x01(\x04\x12\x15\n\rwritten_bytes\x18\x0b \x01(\x04\x12\x0f\n\x07\x66\x61ilure\x18\x0c \x01(\t\x12:\n\x0fon_standby_loss\x18\r \x01(\x0e\x32!.stillpoint.wire.v1.OnStandbyLoss\x12\x32\n\ncongestion\x18\x0e \x01(\x0e\x32\x1e.stillpoint.wire.v1.Congestion\x12\x13\n\x0bresync_rate\x18\x0f \x01(\x04\x12\x11\n\tsuspended\x18\x10 \x03(\t\x12\x10\n\x08refusing\x18\x11 \x01(\x08\x12\x16\n\x0ewithheld_count\x18\x12 \x01(\x04\x12\x11\n\thot_bytes\x18\x13 \x01(\x04\x12\x1e\n\x16\x63rash_resync_bytes_max\x18\x14 \x01(\x04\"C\n\x13VerifyMirrorRequest\x12\x0e\n\x06volume\x18\x01 \x01(\t\x12\x0e\n\x06repair\x18\x02 \x01(\x08\x12\x0c\n\x04rate\x18\x03 \x01(\x04\"\x8a\x01\n\x0bVerifyEvent\x12.\n\x08progress\x18\x01 \x01(\x0b\x32\x1c.stillpoint.wire.v1.Progress\x12\x0f\n\x07offsets\x18\x02 \x03(\x04\x12\x0f\n\x07lengths\x18\x03 \x03(\x04\x12\x10\n\x08repaired\x18\x04 \x01(\x08\x12\x17\n\x0fundecided_bytes\x18\x05 \x01(\x04\"9\n\nVolumeList\x12+\n\x07volumes\x18\x01 \x03(\x0b\x32\x1a.stillpoint.wire.v1.Volume\"\x96\x01\n\rPrimaryStatus\x12*\n\x04info\x18\x01 \x01(\x0b\x32\x1c.stillpoint.wire.v1.NodeInfo\x12+\n\x07volumes\x18\x02 \x03(\x0b\x32\x1a.stillpoint.wire.v1.Volume\x12\x17\n\x0fstandby_address\x18\x03 \x01(\t\x12\x13\n\x0bnbd_address\x18\x04 \x01(\t*`\n\x07\x41\x63kMode\x12\x18\n\x14\x41\x43K_MODE_UNSPECIFIED\x10\x00\x12\x12\n\x0e\x41\x43K_MODE_ASYNC\x10\x01\x12\x11\n\rACK_MODE_SYNC\x10\x02\x12\x14\n\x10\x41\x43K_MODE_DURABLE\x10\x03*t\n\tPairState\x12\x1a\n\x16PAIR_STATE_UNSPECIFIED\x10\x00\x12\x1b\n\x17PAIR_STATE_DISCONNECTED\x10\x01\x12\x16\n\x12PAIR_STATE_SYNCING\x10\x02\x12\x16\n\x12PAIR_STATE_IN_SYNC\x10\x03*\x86\x01\n\rOnStandbyLoss\x12\x1f\n\x1bON_STANDBY_LOSS_UNSPECIFIED\x10\x00\x12\x1c\n\x18ON_STANDBY_LOSS_CONTINUE\x10\x01\x12\x1b\n\x17ON_STANDBY_LOSS_SUSPEND\x10\x02\x12\x19\n\x15ON_STANDBY_LOSS_ERROR\x10\x03*U\n\nCongestion\x12\x1a\n\x16\x43ONGESTION_UNSPECIFIED\x10\x00\x12\x14\n\x10\x43ONGESTION_BLOCK\x10\x01\x12\x15\n\x11\x43ONGESTION_DETACH\x10\x02\x32\xfe\x06\n\x0ePrimaryService\x12S\n\x0c\x43reateVolume\x12\'.stillpoint.wire.v1.CreateVolumeRequest\x1a\x1a.stillpoint.wire.v1.Volume\x12M\n\tGetVolume\x12$.stillpoint.wire.v1.GetVolumeRequest\x1a\x1a.stillpoint.wire.v1.Volume\x12H\n\x0bListVolumes\x12\x19.stillpoint.wire.v1.Empty\x1a\x1e.stillpoint.wire.v1.VolumeList\x12S\n\x0cResizeVolume\x12\'.stillpoint.wire.v1.ResizeVolumeRequest\x1a\x1a.stillpoint.wire.v1.Volume\x12M\n\tSetVolume\x12$.stillpoint.wire.v1.SetVolumeRequest\x1a\x1a.stillpoint.wire.v1.Volume\x12S\n\x0cResumeVolume\x12\'.stillpoint.wire.v1.ResumeVolumeRequest\x1a\x1a.stillpoint.wire.v1.Volume\x12R\n\x0c\x44\x65leteVolume\x12\'.stillpoint.wire.v1.DeleteVolumeRequest\x1a\x19.stillpoint.wire.v1.Empty\x12I\n\x06\x46reeze\x12!.stillpoint.wire.v1.FreezeRequest\x1a\x1c.stillpoint.wire.v1.FreezeId\x12?\n\x04Thaw\x12\x1c.stillpoint.wire.v1.FreezeId\x1a\x19.stillpoint.wire.v1.Empty\x12Z\n\x0cVerifyMirror\x12\'.stillpoint.wire.v1.VerifyMirrorRequest\x1a\x1f.stillpoint.wire.v1.VerifyEvent0\x01\x12I\n\tGetStatus\x12\x19.stillpoint.wire.v1.Empty\x1a!.stillpoint.wire.v1.PrimaryStatusb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n stillpoint/wire/v1/primary.proto\x12\x12stillpoint.wire.v1\x1a\x1fstillpoint/wire/v1/common.proto\"\xe5\x01\n\x10SetVolumeRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12)\n\x04mode\x18\x02 \x01(\x0e\x32\x1b.stillpoint.wire.v1.AckMode\x12:\n\x0fon_standby_loss\x18\x03 \x01(\x0e\x32!.stillpoint.wire.v1.OnStandbyLoss\x12\x32\n\ncongestion\x18\x04 \x01(\x0e\x32\x1e.stillpoint.wire.v1.Congestion\x12\x18\n\x0bresync_rate\x18\x05 \x01(\x04H\x00\x88\x01\x01\x42\x0e\n\x0c_resync_rate\"#\n\x13ResumeVolumeRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"#\n\x13ResyncVolumeRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"\xa3\x01\n\x13\x43reateVolumeRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04size\x18\x02 \x01(\x04\x12\x12\n\nblock_size\x18\x03 \x01(\r\x12\x14\n\x0c\x64\x65vice_paths\x18\x04 \x03(\t\x12\x1b\n\x13mirror_device_paths\x18\x05 \x03(\t\x12)\n\x04mode\x18\x06 \x01(\x0e\x32\x1b.stillpoint.wire.v1.AckMode\" \n\x10GetVolumeRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"1\n\x13ResizeVolumeRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04size\x18\x02 \x01(\x04\"2\n\x13\x44\x65leteVolumeRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05\x66orce\x18\x02 \x01(\x08\"2\n\rFreezeRequest\x12\x0f\n\x07volumes\x18\x01 \x03(\t\x12\x10\n\x08limit_ms\x18\x02 \x01(\r\"\x16\n\x08\x46reezeId\x12\n\n\x02id\x18\x01 \x01(\t\"\xc8\x02\n\x04Pair\x12,\n\x05state\x18\x01 \x01(\x0e\x32\x1d.stillpoint.wire.v1.PairState\x12\x10\n\x08since_ns\x18\x02 \x01(\x04\x12\x13\n\x0b\x64irty_bytes\x18\x03 \x01(\x04\x12\x17\n\x0funflushed_bytes\x18\x04 \x01(\x04\x12\x17\n\x0fin_flight_bytes\x18\x05 \x01(\x04\x12\x19\n\x11resync_done_bytes\x18\x06 \x01(\x04\x12\x1a\n\x12resync_total_bytes\x18\x07 \x01(\x04\x12\x13\n\x0bresync_rate\x18\x08 \x01(\x04\x12\x0f\n\x07\x63\x61rrier\x18\t \x01(\t\x12\x0e\n\x06\x64\x65tail\x18\n \x01(\t\x12\x0f\n\x07session\x18\x0b \x01(\r\x12\x13\n\x0bverified_ns\x18\x0c \x01(\x04\x12\x16\n\x0emismatch_bytes\x18\r \x01(\x04\x12\x0e\n\x06lag_ms\x18\x0e \x01(\x04\"\x85\x04\n\x06Volume\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04uuid\x18\x02 \x01(\t\x12\x0c\n\x04size\x18\x03 \x01(\x04\x12\x12\n\nblock_size\x18\x04 \x01(\r\x12)\n\x04mode\x18\x05 \x01(\x0e\x32\x1b.stillpoint.wire.v1.AckMode\x12\x14\n\x0c\x64\x65vice_paths\x18\x06 \x03(\t\x12&\n\x04pair\x18\x07 \x01(\x0b\x32\x18.stillpoint.wire.v1.Pair\x12\x0f\n\x07\x63lients\x18\x08 \x01(\r\x12\x12\n\ncreated_ns\x18\t \x01(\x04\x12\x12\n\nread_bytes\x18\n \x01(\x04\x12\x15\n\rwritten_bytes\x18\x0b \x01(\x04\x12\x0f\n\x07\x66\x61ilure\x18\x0c \x01(\t\x12:\n\x0fon_standby_loss\x18\r \x01(\x0e\x32!.stillpoint.wire.v1.OnStandbyLoss\x12\x32\n\ncongestion\x18\x0e \x01(\x0e\x32\x1e.stillpoint.wire.v1.Congestion\x12\x13\n\x0bresync_rate\x18\x0f \x01(\x04\x12\x11\n\tsuspended\x18\x10 \x03(\t\x12\x10\n\x08refusing\x18\x11 \x01(\x08\x12\x16\n\x0ewithheld_count\x18\x12 \x01(\x04\x12\x11\n\thot_bytes\x18\x13 \x01(\x04\x12\x1e\n\x16\x63rash_resync_bytes_max\x18\x14 \x01(\x04\"C\n\x13VerifyMirrorRequest\x12\x0e\n\x06volume\x18\x01 \x01(\t\x12\x0e\n\x06repair\x18\x02 \x01(\x08\x12\x0c\n\x04rate\x18\x03 \x01(\x04\"\x8a\x01\n\x0bVerifyEvent\x12.\n\x08progress\x18\x01 \x01(\x0b\x32\x1c.stillpoint.wire.v1.Progress\x12\x0f\n\x07offsets\x18\x02 \x03(\x04\x12\x0f\n\x07lengths\x18\x03 \x03(\x04\x12\x10\n\x08repaired\x18\x04 \x01(\x08\x12\x17\n\x0fundecided_bytes\x18\x05 \x01(\x04\"9\n\nVolumeList\x12+\n\x07volumes\x18\x01 \x03(\x0b\x32\x1a.stillpoint.wire.v1.Volume\"\x96\x01\n\rPrimaryStatus\x12*\n\x04info\x18\x01 \x01(\x0b\x32\x1c.stillpoint.wire.v1.NodeInfo\x12+\n\x07volumes\x18\x02 \x03(\x0b\x32\x1a.stillpoint.wire.v1.Volume\x12\x17\n\x0fstandby_address\x18\x03 \x01(\t\x12\x13\n\x0bnbd_address\x18\x04 \x01(\t*`\n\x07\x41\x63kMode\x12\x18\n\x14\x41\x43K_MODE_UNSPECIFIED\x10\x00\x12\x12\n\x0e\x41\x43K_MODE_ASYNC\x10\x01\x12\x11\n\rACK_MODE_SYNC\x10\x02\x12\x14\n\x10\x41\x43K_MODE_DURABLE\x10\x03*t\n\tPairState\x12\x1a\n\x16PAIR_STATE_UNSPECIFIED\x10\x00\x12\x1b\n\x17PAIR_STATE_DISCONNECTED\x10\x01\x12\x16\n\x12PAIR_STATE_SYNCING\x10\x02\x12\x16\n\x12PAIR_STATE_IN_SYNC\x10\x03*\x86\x01\n\rOnStandbyLoss\x12\x1f\n\x1bON_STANDBY_LOSS_UNSPECIFIED\x10\x00\x12\x1c\n\x18ON_STANDBY_LOSS_CONTINUE\x10\x01\x12\x1b\n\x17ON_STANDBY_LOSS_SUSPEND\x10\x02\x12\x19\n\x15ON_STANDBY_LOSS_ERROR\x10\x03*U\n\nCongestion\x12\x1a\n\x16\x43ONGESTION_UNSPECIFIED\x10\x00\x12\x14\n\x10\x43ONGESTION_BLOCK\x10\x01\x12\x15\n\x11\x43ONGESTION_DETACH\x10\x02\x32\xd3\x07\n\x0ePrimaryService\x12S\n\x0c\x43reateVolume\x12\'.stillpoint.wire.v1.CreateVolumeRequest\x1a\x1a.stillpoint.wire.v1.Volume\x12M\n\tGetVolume\x12$.stillpoint.wire.v1.GetVolumeRequest\x1a\x1a.stillpoint.wire.v1.Volume\x12H\n\x0bListVolumes\x12\x19.stillpoint.wire.v1.Empty\x1a\x1e.stillpoint.wire.v1.VolumeList\x12S\n\x0cResizeVolume\x12\'.stillpoint.wire.v1.ResizeVolumeRequest\x1a\x1a.stillpoint.wire.v1.Volume\x12M\n\tSetVolume\x12$.stillpoint.wire.v1.SetVolumeRequest\x1a\x1a.stillpoint.wire.v1.Volume\x12S\n\x0cResumeVolume\x12\'.stillpoint.wire.v1.ResumeVolumeRequest\x1a\x1a.stillpoint.wire.v1.Volume\x12S\n\x0cResyncVolume\x12\'.stillpoint.wire.v1.ResyncVolumeRequest\x1a\x1a.stillpoint.wire.v1.Volume\x12R\n\x0c\x44\x65leteVolume\x12\'.stillpoint.wire.v1.DeleteVolumeRequest\x1a\x19.stillpoint.wire.v1.Empty\x12I\n\x06\x46reeze\x12!.stillpoint.wire.v1.FreezeRequest\x1a\x1c.stillpoint.wire.v1.FreezeId\x12?\n\x04Thaw\x12\x1c.stillpoint.wire.v1.FreezeId\x1a\x19.stillpoint.wire.v1.Empty\x12Z\n\x0cVerifyMirror\x12\'.stillpoint.wire.v1.VerifyMirrorRequest\x1a\x1f.stillpoint.wire.v1.VerifyEvent0\x01\x12I\n\tGetStatus\x12\x19.stillpoint.wire.v1.Empty\x1a!.stillpoint.wire.v1.PrimaryStatusb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'stillpoint.wire.v1.primary_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_ACKMODE']._serialized_start=2010
-  _globals['_ACKMODE']._serialized_end=2106
-  _globals['_PAIRSTATE']._serialized_start=2108
-  _globals['_PAIRSTATE']._serialized_end=2224
-  _globals['_ONSTANDBYLOSS']._serialized_start=2227
-  _globals['_ONSTANDBYLOSS']._serialized_end=2361
-  _globals['_CONGESTION']._serialized_start=2363
-  _globals['_CONGESTION']._serialized_end=2448
+  _globals['_ACKMODE']._serialized_start=2047
+  _globals['_ACKMODE']._serialized_end=2143
+  _globals['_PAIRSTATE']._serialized_start=2145
+  _globals['_PAIRSTATE']._serialized_end=2261
+  _globals['_ONSTANDBYLOSS']._serialized_start=2264
+  _globals['_ONSTANDBYLOSS']._serialized_end=2398
+  _globals['_CONGESTION']._serialized_start=2400
+  _globals['_CONGESTION']._serialized_end=2485
   _globals['_SETVOLUMEREQUEST']._serialized_start=90
   _globals['_SETVOLUMEREQUEST']._serialized_end=319
   _globals['_RESUMEVOLUMEREQUEST']._serialized_start=321
   _globals['_RESUMEVOLUMEREQUEST']._serialized_end=356
-  _globals['_CREATEVOLUMEREQUEST']._serialized_start=359
-  _globals['_CREATEVOLUMEREQUEST']._serialized_end=522
-  _globals['_GETVOLUMEREQUEST']._serialized_start=524
-  _globals['_GETVOLUMEREQUEST']._serialized_end=556
-  _globals['_RESIZEVOLUMEREQUEST']._serialized_start=558
-  _globals['_RESIZEVOLUMEREQUEST']._serialized_end=607
-  _globals['_DELETEVOLUMEREQUEST']._serialized_start=609
-  _globals['_DELETEVOLUMEREQUEST']._serialized_end=659
-  _globals['_FREEZEREQUEST']._serialized_start=661
-  _globals['_FREEZEREQUEST']._serialized_end=711
-  _globals['_FREEZEID']._serialized_start=713
-  _globals['_FREEZEID']._serialized_end=735
-  _globals['_PAIR']._serialized_start=738
-  _globals['_PAIR']._serialized_end=1066
-  _globals['_VOLUME']._serialized_start=1069
-  _globals['_VOLUME']._serialized_end=1586
-  _globals['_VERIFYMIRRORREQUEST']._serialized_start=1588
-  _globals['_VERIFYMIRRORREQUEST']._serialized_end=1655
-  _globals['_VERIFYEVENT']._serialized_start=1658
-  _globals['_VERIFYEVENT']._serialized_end=1796
-  _globals['_VOLUMELIST']._serialized_start=1798
-  _globals['_VOLUMELIST']._serialized_end=1855
-  _globals['_PRIMARYSTATUS']._serialized_start=1858
-  _globals['_PRIMARYSTATUS']._serialized_end=2008
-  _globals['_PRIMARYSERVICE']._serialized_start=2451
-  _globals['_PRIMARYSERVICE']._serialized_end=3345
+  _globals['_RESYNCVOLUMEREQUEST']._serialized_start=358
+  _globals['_RESYNCVOLUMEREQUEST']._serialized_end=393
+  _globals['_CREATEVOLUMEREQUEST']._serialized_start=396
+  _globals['_CREATEVOLUMEREQUEST']._serialized_end=559
+  _globals['_GETVOLUMEREQUEST']._serialized_start=561
+  _globals['_GETVOLUMEREQUEST']._serialized_end=593
+  _globals['_RESIZEVOLUMEREQUEST']._serialized_start=595
+  _globals['_RESIZEVOLUMEREQUEST']._serialized_end=644
+  _globals['_DELETEVOLUMEREQUEST']._serialized_start=646
+  _globals['_DELETEVOLUMEREQUEST']._serialized_end=696
+  _globals['_FREEZEREQUEST']._serialized_start=698
+  _globals['_FREEZEREQUEST']._serialized_end=748
+  _globals['_FREEZEID']._serialized_start=750
+  _globals['_FREEZEID']._serialized_end=772
+  _globals['_PAIR']._serialized_start=775
+  _globals['_PAIR']._serialized_end=1103
+  _globals['_VOLUME']._serialized_start=1106
+  _globals['_VOLUME']._serialized_end=1623
+  _globals['_VERIFYMIRRORREQUEST']._serialized_start=1625
+  _globals['_VERIFYMIRRORREQUEST']._serialized_end=1692
+  _globals['_VERIFYEVENT']._serialized_start=1695
+  _globals['_VERIFYEVENT']._serialized_end=1833
+  _globals['_VOLUMELIST']._serialized_start=1835
+  _globals['_VOLUMELIST']._serialized_end=1892
+  _globals['_PRIMARYSTATUS']._serialized_start=1895
+  _globals['_PRIMARYSTATUS']._serialized_end=2045
+  _globals['_PRIMARYSERVICE']._serialized_start=2488
+  _globals['_PRIMARYSERVICE']._serialized_end=3467
 # @@protoc_insertion_point(module_scope)

@@ -70,6 +70,12 @@ class ResumeVolumeRequest(_message.Message):
     name: str
     def __init__(self, name: _Optional[str] = ...) -> None: ...
 
+class ResyncVolumeRequest(_message.Message):
+    __slots__ = ("name",)
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    def __init__(self, name: _Optional[str] = ...) -> None: ...
+
 class CreateVolumeRequest(_message.Message):
     __slots__ = ("name", "size", "block_size", "device_paths", "mirror_device_paths", "mode")
     NAME_FIELD_NUMBER: _ClassVar[int]

@@ -66,6 +66,11 @@ class PrimaryServiceStub(object):
                 request_serializer=stillpoint_dot_wire_dot_v1_dot_primary__pb2.ResumeVolumeRequest.SerializeToString,
                 response_deserializer=stillpoint_dot_wire_dot_v1_dot_primary__pb2.Volume.FromString,
                 _registered_method=True)
+        self.ResyncVolume = channel.unary_unary(
+                '/stillpoint.wire.v1.PrimaryService/ResyncVolume',
+                request_serializer=stillpoint_dot_wire_dot_v1_dot_primary__pb2.ResyncVolumeRequest.SerializeToString,
+                response_deserializer=stillpoint_dot_wire_dot_v1_dot_primary__pb2.Volume.FromString,
+                _registered_method=True)
         self.DeleteVolume = channel.unary_unary(
                 '/stillpoint.wire.v1.PrimaryService/DeleteVolume',
                 request_serializer=stillpoint_dot_wire_dot_v1_dot_primary__pb2.DeleteVolumeRequest.SerializeToString,
@@ -132,6 +137,13 @@ class PrimaryServiceServicer(object):
 
     def ResumeVolume(self, request, context):
         """Lets writers go on without a standby, until one has been in sync again; with ON_STANDBY_LOSS_CONTINUE they do anyway.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ResyncVolume(self, request, context):
+        """Copies the whole volume to its mirror again; Volume.pair tells how far it is.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -204,6 +216,11 @@ def add_PrimaryServiceServicer_to_server(servicer, server):
             'ResumeVolume': grpc.unary_unary_rpc_method_handler(
                     servicer.ResumeVolume,
                     request_deserializer=stillpoint_dot_wire_dot_v1_dot_primary__pb2.ResumeVolumeRequest.FromString,
+                    response_serializer=stillpoint_dot_wire_dot_v1_dot_primary__pb2.Volume.SerializeToString,
+            ),
+            'ResyncVolume': grpc.unary_unary_rpc_method_handler(
+                    servicer.ResyncVolume,
+                    request_deserializer=stillpoint_dot_wire_dot_v1_dot_primary__pb2.ResyncVolumeRequest.FromString,
                     response_serializer=stillpoint_dot_wire_dot_v1_dot_primary__pb2.Volume.SerializeToString,
             ),
             'DeleteVolume': grpc.unary_unary_rpc_method_handler(
@@ -394,6 +411,33 @@ class PrimaryService(object):
             target,
             '/stillpoint.wire.v1.PrimaryService/ResumeVolume',
             stillpoint_dot_wire_dot_v1_dot_primary__pb2.ResumeVolumeRequest.SerializeToString,
+            stillpoint_dot_wire_dot_v1_dot_primary__pb2.Volume.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ResyncVolume(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/stillpoint.wire.v1.PrimaryService/ResyncVolume',
+            stillpoint_dot_wire_dot_v1_dot_primary__pb2.ResyncVolumeRequest.SerializeToString,
             stillpoint_dot_wire_dot_v1_dot_primary__pb2.Volume.FromString,
             options,
             channel_credentials,
