@@ -11,7 +11,7 @@ import time
 import pytest
 
 import standby.cow
-from tests.simulation.cow_world import History
+from tests.simulation.cow_history import History
 
 _HISTORIES = int(os.environ.get("SNAPSHOT_HISTORIES", "200"))
 _FIRST_SEED = int(os.environ.get("SNAPSHOT_SEED", "0"))

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 import standby.cow
-from tests.simulation.cow_world import History
+from tests.simulation.cow_history import History
 from tests.support.mutants import Mutant, imported
 
 _HISTORIES_MAX = 400

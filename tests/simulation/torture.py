@@ -14,7 +14,7 @@ import time
 import traceback
 
 import standby.cow
-from tests.simulation.cow_world import History
+from tests.simulation.cow_history import History
 
 _ROUND_S = 20.0
 _LIVES = 20
