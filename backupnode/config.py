@@ -9,8 +9,10 @@ from stillpoint.config import Address, TlsConfig
 from stillpoint.errors import ConfigError
 
 from .notify import NotifyConfig
+from .opening import secret_in
 from .pressure import BEHIND_BYTES
 from .repository import S3Config, Secret
+from .restore_test import RestoreTestConfig
 from .retention import RetentionPolicy
 from .schedule import ScheduleConfig
 
@@ -38,13 +40,9 @@ class EncryptionConfig:
     def secret(self) -> Secret | None:
         """Raises ConfigError for a file that cannot be read."""
         try:
-            if self.key_file is not None:
-                return Secret(key_file=self.key_file.read_bytes())
-            if self.passphrase_file is not None:
-                return Secret(passphrase=self.passphrase_file.read_bytes().rstrip(b"\r\n"))
+            return secret_in(key_file=self.key_file, passphrase_file=self.passphrase_file)
         except OSError as error:
             raise ConfigError(f"the key of the repository cannot be read: {error}") from None
-        return None
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +66,7 @@ class BackupNodeConfig:
     behind_bytes: int = BEHIND_BYTES
     encryption: EncryptionConfig = field(default_factory=EncryptionConfig)
     retention: RetentionPolicy = field(default_factory=RetentionPolicy)
+    restore_test: RestoreTestConfig = field(default_factory=RestoreTestConfig)
     schedules: tuple[ScheduleConfig, ...] = ()
     notify: NotifyConfig = field(default_factory=NotifyConfig)
     tls: TlsConfig | None = None

@@ -17,13 +17,13 @@ import os
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
-from pathlib import Path
 
 from stillpoint.errors import StillpointError
 from stillpoint.target import open_target
 
+from .opening import add_options, secret_of, storage_of
 from .progress import Progress
-from .repository import BackupReader, ReadOnlyRepository, S3Config, Secret, parse_backup_id, storage_at
+from .repository import BackupReader, ReadOnlyRepository, parse_backup_id
 from .restore import restore
 from .streaming import stream
 
@@ -32,24 +32,17 @@ _ZEROES = bytes(1 << 20)
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m backupnode.rescue", description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("repository", help="a folder, or s3://BUCKET/PREFIX")
+    add_options(parser)
     parser.add_argument("backup", nargs="?")
     parser.add_argument("target", nargs="?", help="a file, a block device, an nbd:// URI, or - for stdout")
     parser.add_argument(
         "--force", action="store_true", help="overwrite a file that exists or a device that is not empty"
     )
-    parser.add_argument("--passphrase-file", type=Path)
-    parser.add_argument("--key-file", type=Path)
-    parser.add_argument("--recovery-form", type=Path, help="a file that holds it")
-    parser.add_argument("--s3-endpoint", default="", help="of a bucket elsewhere than at Amazon")
-    parser.add_argument("--s3-region", default="")
-    parser.add_argument("--s3-credentials-file", type=Path, help="default: the AWS_… variables of the environment")
     options = parser.parse_args(arguments)
     if options.backup is not None and options.target is None:
         parser.error("a backup needs a target")
     try:
-        s3 = S3Config(options.s3_endpoint, options.s3_region, options.s3_credentials_file)
-        repository = ReadOnlyRepository(storage_at(options.repository, s3), _secret(options))
+        repository = ReadOnlyRepository(storage_of(options), secret_of(options))
         if options.backup is None:
             _list(repository)
         else:
@@ -59,16 +52,6 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"backupnode.rescue: {error}", file=sys.stderr)
         return 1
     return 0
-
-
-def _secret(options: argparse.Namespace) -> Secret | None:
-    if options.recovery_form is not None:
-        return Secret(recovery=options.recovery_form.read_text())
-    if options.key_file is not None:
-        return Secret(key_file=options.key_file.read_bytes())
-    if options.passphrase_file is not None:
-        return Secret(passphrase=options.passphrase_file.read_bytes().rstrip(b"\r\n"))
-    return None
 
 
 def _list(repository: ReadOnlyRepository) -> None:

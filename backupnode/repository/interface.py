@@ -54,6 +54,8 @@ class BackupRecord:
     alarm: str = ""  # what the audit of the standby's change tracking found wrong; "": nothing
     verified_ns: int = 0  # when all of it was last read back and found right; 0: never
     protected: bool = False  # from deletion
+    tested_ns: int = 0  # when it was last exported and put to the test; 0: never
+    test_error: str = ""  # why that test failed; "": it passed
 
 
 class Region(NamedTuple):
@@ -283,6 +285,10 @@ class Repository(Protocol):
 
     async def record_verified(self, backup: BackupId, verified_ns: int) -> None:
         """Note that all of it was read back and found right. Durable on return. Raises NotFound."""
+        ...
+
+    async def record_tested(self, backup: BackupId, tested_ns: int, error: str) -> None:
+        """Note a restore test; error "": it passed. Durable on return. Raises NotFound."""
         ...
 
     async def protect(self, backup: BackupId, protected: bool) -> None:

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Final
 
 from stillpoint.errors import DataCorrupt
 
 from .backup_id import BackupId, parse_backup_id
 from .blobs import ID_SIZE, ChunkId
 from .interface import BackupRecord, Origin
+from .keys import Cipher
 from .sealed import SealedKind, seal, unseal
+
+
+# Fields of a record that are kept in a note, because a manifest never changes.
+NOTED: Final = ("verified_ns", "protected", "tested_ns", "test_error")
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,21 +26,21 @@ class Manifest:
     chunk_size: int
     root: ChunkId
 
-    def encode(self, key: bytes) -> bytes:
-        return seal(SealedKind.MANIFEST, self.document(), key)
+    def encode(self, key: bytes, cipher: Cipher | None = None) -> bytes:
+        return seal(SealedKind.MANIFEST, self.document(), key, cipher)
 
     def document(self) -> dict[str, Any]:
         document = asdict(self.record)
-        # Kept in a note of its own, because a manifest never changes.
-        del document["verified_ns"], document["protected"]
+        for name in NOTED:
+            del document[name]
         document["chunk_size"] = self.chunk_size
         document["root"] = self.root.hex()
         return document
 
     @classmethod
-    def decode(cls, data: bytes, *, backup: BackupId, key: bytes) -> Manifest:
+    def decode(cls, data: bytes, *, backup: BackupId, key: bytes, cipher: Cipher | None = None) -> Manifest:
         """Raises DataCorrupt, also when it is the manifest of another backup than `backup`."""
-        document = unseal(SealedKind.MANIFEST, data, key)
+        document = unseal(SealedKind.MANIFEST, data, key, cipher)
         if document.get("id") != backup:
             raise DataCorrupt(f"is the manifest of {document.get('id')}")
         try:

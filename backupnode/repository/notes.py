@@ -37,6 +37,8 @@ class Note:
     verified_ns: int = 0
     protected: bool = False
     deleting: bool = False
+    tested_ns: int = 0
+    test_error: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +130,9 @@ class Notes:
             return {}
 
     def _read(self, name: str) -> dict[str, Any]:
-        return unseal(SealedKind.NOTE, self._storage.read(f"{FOLDER}/{name}"), self._keys.manifest)
+        data = self._storage.read(f"{FOLDER}/{name}")
+        return unseal(SealedKind.NOTE, data, self._keys.manifest, self._keys.cipher)
 
     def _write(self, name: str, document: dict[str, Any]) -> None:
-        self._storage.replace(f"{FOLDER}/{name}", seal(SealedKind.NOTE, document, self._keys.manifest))
+        data = seal(SealedKind.NOTE, document, self._keys.manifest, self._keys.cipher)
+        self._storage.replace(f"{FOLDER}/{name}", data)

@@ -45,7 +45,8 @@ class Partials:
         """Durable on return, instead of what there was. Raises DeviceError."""
         document = {"manifest": manifest.document(), "regions": [list(region) for region in regions]}
         name = _name(manifest.record.origin.volume)
-        self._storage.replace(name, seal(SealedKind.NOTE, document, self._packs.keys.manifest))
+        keys = self._packs.keys
+        self._storage.replace(name, seal(SealedKind.NOTE, document, keys.manifest, keys.cipher))
 
     def delete(self, volume: str) -> None:
         try:
@@ -66,7 +67,8 @@ class Partials:
 
     def _load(self, volume: str) -> tuple[Manifest, tuple[Region, ...]] | None:
         try:
-            document = unseal(SealedKind.NOTE, self._storage.read(_name(volume)), self._packs.keys.manifest)
+            keys = self._packs.keys
+            document = unseal(SealedKind.NOTE, self._storage.read(_name(volume)), keys.manifest, keys.cipher)
             manifest = Manifest.from_document(document["manifest"])
             regions = tuple(Region(int(end), str(life), int(number)) for end, life, number in document["regions"])
         except (NotFound, DataCorrupt, Refused):

@@ -42,8 +42,8 @@ from .folder import FORMAT_FILE, DirectoryStorage
 from .format import CHUNK_SIZE, Format, make_format, read_format
 from .index import ChunkIndex
 from .interface import BackupRecord, CheckReport, CollectionReport, Listing, Origin, Partial, Region, Usage
-from .keys import Secret, recovery_form
-from .manifest import Manifest
+from .keys import Keys, Secret, from_recovery_form, recovery_form
+from .manifest import NOTED, Manifest
 from .notes import Note, Notes
 from .packs import PACK_SIZE, DamagedBlob, Packs, reconcile
 from .partials import Partials
@@ -156,6 +156,9 @@ class PackRepository:
     async def record_verified(self, backup: BackupId, verified_ns: int) -> None:
         await asyncio.to_thread(self._change_note, backup, verified_ns=verified_ns)
 
+    async def record_tested(self, backup: BackupId, tested_ns: int, error: str) -> None:
+        await asyncio.to_thread(self._change_note, backup, tested_ns=tested_ns, test_error=error)
+
     async def protect(self, backup: BackupId, protected: bool) -> None:
         """A protected backup is not deleted, by hand or by a policy. Durable on return. Raises NotFound."""
         await asyncio.to_thread(self._change_note, backup, protected=protected)
@@ -219,9 +222,9 @@ class PackRepository:
 
     def manifest(self, backup: BackupId) -> Manifest:
         """Raises NotFound, DataCorrupt, DeviceError."""
-        manifest = read_manifest(self.storage, backup, self.packs.keys.manifest)
+        manifest = read_manifest(self.storage, backup, self.packs.keys)
         note = self.notes.get(backup)
-        record = replace(manifest.record, verified_ns=note.verified_ns, protected=note.protected)
+        record = replace(manifest.record, **{name: getattr(note, name) for name in NOTED})
         return replace(manifest, record=record)
 
     def quarantine(self, damaged: DamagedBlob) -> None:
@@ -267,7 +270,7 @@ class PackRepository:
         """In the pack thread. Raises DeviceError."""
         name = f"{_MANIFESTS}/{manifest.record.id}"
         try:
-            self.storage.create(name, manifest.encode(self.packs.keys.manifest))
+            self.storage.create(name, manifest.encode(self.packs.keys.manifest, self.packs.keys.cipher))
         except AlreadyExists:
             raise DeviceError(f"{name}: another backup has this id; start it again", 17) from None
         # The backup is there now; what fails from here on is made good when the repository is opened.
@@ -294,7 +297,7 @@ class PackRepository:
         self.notes.put(backup, replace(note, deleting=True))
         end_deletion(self.storage, self.notes, name)
 
-    def _change_note(self, backup: BackupId, **change: int | bool) -> None:
+    def _change_note(self, backup: BackupId, **change: int | bool | str) -> None:
         self.manifest(backup)
         self.notes.put(backup, replace(self.notes.get(backup), **change))  # type: ignore[arg-type]
 
@@ -352,14 +355,14 @@ def manifest_ids(storage: Storage) -> Iterator[BackupId]:
             yield parse_backup_id(name)
 
 
-def read_manifest(storage: Storage, backup: BackupId, key: bytes) -> Manifest:
+def read_manifest(storage: Storage, backup: BackupId, keys: Keys) -> Manifest:
     """Raises NotFound, DataCorrupt, Refused, DeviceError."""
     try:
         data = storage.read(f"{_MANIFESTS}/{parse_backup_id(backup)}")
     except NotFound:
         raise NotFound(f"there is no backup {backup}") from None
     try:
-        return Manifest.decode(data, backup=backup, key=key)
+        return Manifest.decode(data, backup=backup, key=keys.manifest, cipher=keys.cipher)
     except (DataCorrupt, Refused) as error:
         raise type(error)(f"backup {backup} is damaged: its manifest: {error}") from None
 
@@ -465,7 +468,7 @@ class ReadOnlyRepository:
     def __init__(self, storage: Storage, secret: Secret | None = None) -> None:
         """Raises NotFound when there is none, and what `read_format` raises."""
         self._storage = storage
-        self._format = read_format(self._storage, secret)
+        self._format = _format_or_recovered(storage, secret)
         index = ChunkIndex()
         reconcile(self._storage, index, set())
         self._packs = Packs(self._storage, index, self._format.keys)
@@ -478,4 +481,15 @@ class ReadOnlyRepository:
         return PackReader(self._manifest(backup), self._packs, lambda damaged: None)
 
     def _manifest(self, backup: BackupId) -> Manifest:
-        return read_manifest(self._storage, backup, self._format.keys.manifest)
+        return read_manifest(self._storage, backup, self._format.keys)
+
+
+def _format_or_recovered(storage: Storage, secret: Secret | None) -> Format:
+    """With the recovery form, an encrypted repository can be read without its file `repository`."""
+    try:
+        return read_format(storage, secret)
+    except (NotFound, DataCorrupt) as error:
+        if secret is None or secret.recovery is None:
+            raise
+        logger.warning("reading by the recovery form alone: %s", error)
+        return Format("", CHUNK_SIZE, Keys.of(from_recovery_form(secret.recovery), encrypted=True))

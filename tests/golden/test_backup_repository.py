@@ -1,6 +1,9 @@
 """The repository's format, byte for byte: tests/golden/backup-repository-v2 is what README.md of backupnode/repository
 describes. `python -m tests.golden.test_backup_repository` made it; it is never made again.
 
+`encrypted-manifests`, made later by `make_encrypted`, is what encrypted repositories write since their manifests are
+encrypted too; in `encrypted` only the chunks are.
+
 Three backups: one whose chunks are stored as they are, which is also compared with what is written today, an
 incremental on it, and one whose chunks are compressed, which is only read: another version of zstd may compress the
 same bytes to others. And the same image in an encrypted repository.
@@ -9,8 +12,8 @@ same bytes to others. And the same image in an encrypted repository.
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import json
-import os
 import random
 import shutil
 import struct
@@ -19,6 +22,9 @@ from pathlib import Path
 
 import zstandard
 from blake3 import blake3
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from backupnode.repository import Origin, PackRepository, Secret, open_directory
 from backupnode.repository.sealed import SealedKind, seal
@@ -67,7 +73,7 @@ async def open_plain(folder: Path) -> PackRepository:
 
 def test_what_was_written_then_is_read_now(tmp_path: Path) -> None:
     async def main() -> None:
-        for kind, secret in (("plain", None), ("encrypted", PASSPHRASE)):
+        for kind, secret in (("plain", None), ("encrypted", PASSPHRASE), ("encrypted-manifests", PASSPHRASE)):
             shutil.copytree(GOLDEN / kind, tmp_path / kind)
             repository = await open_directory(tmp_path / kind, secret=secret)
             listing = await repository.list()
@@ -135,9 +141,26 @@ def test_the_tables_of_the_readme_suffice_to_read_a_backup() -> None:
     assert seen == set(IMAGES)
 
 
-def _payload(path: Path, magic: bytes, key: bytes | None) -> bytes:
+def test_the_tables_of_the_readme_suffice_to_decrypt_a_manifest() -> None:
+    folder = GOLDEN / "encrypted-manifests"
+    (wrapped,) = json.loads(_payload(folder / "repository", b"SPRP", None))["wrapped_keys"]
+    salt, nonce, sealed = (bytes.fromhex(wrapped[key]) for key in ("salt", "nonce", "wrapped"))
+    assert PASSPHRASE.passphrase is not None
+    wrapping = hashlib.scrypt(PASSPHRASE.passphrase, salt=salt, n=65536, r=8, p=1, maxmem=1 << 28, dklen=32)
+    master = AESGCM(wrapping).decrypt(nonce, sealed, b"passphrase")
+    key = blake3(master, derive_key_context="stillpoint repository 2 manifests").digest()
+    (path,) = (folder / "manifests").iterdir()
+    for name, magic in ((path, b"SPMF"), (folder / "notes" / path.name, b"SPNT")):
+        payload = _payload(name, magic, key, version=3)
+        session, counter = payload[:24], struct.unpack("<Q", payload[24:32])[0]
+        subkey = HKDF(SHA256(), length=32, salt=session, info=b"stillpoint blobs").derive(master)
+        plain = AESGCM(subkey).decrypt(counter.to_bytes(12, "big"), payload[32:], magic)
+        assert json.loads(plain)["id"] == path.name
+
+
+def _payload(path: Path, magic: bytes, key: bytes | None, *, version: int = 2) -> bytes:
     data = path.read_bytes()
-    assert data[:4] == magic and struct.unpack("<I", data[4:8]) == (2,)
+    assert data[:4] == magic and struct.unpack("<I", data[4:8]) == (version,)
     assert struct.unpack("<I", data[44:48])[0] == zlib.crc32(data[:44])
     assert struct.unpack("<I", data[8:12])[0] == len(data) - 48
     assert data[12:44] == (blake3(data[48:], key=key) if key else blake3(data[48:])).digest()
@@ -157,11 +180,16 @@ async def make() -> None:
     await writer.write(COMPRESSED)
     await writer.commit(received_bytes=len(COMPRESSED))
     await plain.close()
-    encrypted = await open_directory(GOLDEN / "encrypted", chunk_size=CHUNK, secret=PASSPHRASE)
-    await write_raw(encrypted)
-    await encrypted.close()
-    for kind in ("plain", "encrypted"):
-        os.unlink(GOLDEN / kind / "index-cache")
+    await make_encrypted("encrypted")
+    (GOLDEN / "plain/index-cache").unlink()
+
+
+async def make_encrypted(name: str) -> None:
+    repository = await open_directory(GOLDEN / name, chunk_size=CHUNK, secret=PASSPHRASE)
+    await write_raw(repository)
+    await repository.close()
+    for leftover in ("index-cache", "lock"):
+        (GOLDEN / name / leftover).unlink()
 
 
 if __name__ == "__main__":
