@@ -48,6 +48,8 @@ def backup_message(record: BackupRecord) -> backup_pb2.Backup:
         verified_ns=record.verified_ns,
         protected=record.protected,
         alarm=record.alarm,
+        tested_ns=record.tested_ns,
+        test_error=record.test_error,
     )
 
 

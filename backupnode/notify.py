@@ -46,7 +46,7 @@ class MailConfig:
 class NotifyConfig:
     """webhook: an http:// or https:// URL that takes a POST of JSON (the fields of Notice); "": none."""
 
-    on: NotifyOn = NotifyOn.FAILURE
+    when: NotifyOn = NotifyOn.FAILURE  # not `on`, which is a truth value in YAML
     webhook: str = ""
     mail: MailConfig = field(default_factory=MailConfig)
 
@@ -87,7 +87,7 @@ class Notifier:
 
     async def tell(self, notice: Notice) -> None:
         """Raises nothing: what cannot be told is logged. A success with warnings counts as a failure here."""
-        if notice.succeeded and not notice.warnings and self._config.on is not NotifyOn.ALWAYS:
+        if notice.succeeded and not notice.warnings and self._config.when is not NotifyOn.ALWAYS:
             return
         ways: list[tuple[str, Callable[[Notice], None]]] = []
         if self._config.webhook:

@@ -19,6 +19,7 @@ from .messages import check_message, encoded_piece, progress_message
 from .progress import Progress, Report
 from .repository import BackupId, CheckReport, Repository, parse_backup_id
 from .restore import restore, verify
+from .restore_test import RestoreTest, RestoreTestResult
 from .streaming import stream
 
 
@@ -30,12 +31,25 @@ class ReadingCalls:
     _executor: Executor
     _jobs: Jobs
     _nbd_address: str
+    _restore_test: RestoreTest
 
     @answers
     async def VerifyBackup(self, request: backup_pb2.BackupId, context: Context) -> None:
         backup = parse_backup_id(request.id)
         with self._jobs.reading():
             await self._run_counted(lambda report: verify(self._repository, backup, self._executor, report), context)
+
+    @answers
+    async def TestRestore(self, request: backup_pb2.BackupId, _: Context) -> backup_pb2.RestoreTest:
+        backup = parse_backup_id(request.id)
+        with self._jobs.reading():
+            result = await self._jobs.run(lambda _report: self._test(backup), _tell_nobody)
+        return backup_pb2.RestoreTest(
+            passed=result.passed,
+            detail=result.detail,
+            finished_ns=result.finished_ns,
+            duration_ns=result.duration_ns,
+        )
 
     @answers
     async def CheckRepository(self, request: backup_pb2.CheckRequest, context: Context) -> None:
@@ -89,6 +103,14 @@ class ReadingCalls:
             finally:
                 reader.close()
 
+    async def _test(self, backup: BackupId) -> RestoreTestResult:
+        """Put it to the test, and note the result with it."""
+        record = await self._repository.get(backup)
+        result = await self._restore_test.run(record, lambda: self._repository.open(backup))
+        error = "" if result.passed else result.detail
+        await self._repository.record_tested(backup, result.finished_ns, error)
+        return result
+
     async def _check(self, report: Report, *, deep: bool, budget_s: float | None) -> tuple[CheckReport, list[BackupId]]:
         """What was found, and the ids of the backups that were there before and are whole."""
         before = (await self._repository.list()).backups
@@ -119,3 +141,7 @@ class ReadingCalls:
 
         await self._jobs.run(job, send)
         await context.write(progress_message(last, done=True))
+
+
+async def _tell_nobody(_: Progress) -> None:
+    """A restore test does not say how far it is."""

@@ -32,6 +32,7 @@ class ScheduleConfig:
 
     when: see `calendar_expression.py`. name: of the schedule; the volume's if left out. jitter_s: begin by up to so
     much later. full: read everything each time. retries: of a run that failed.
+    restore_test: put each backup to the test; one that fails is a warning.
     before, after: commands with their arguments, killed after hook_timeout_s. If `before` fails there is no backup;
     `after` runs in any case.
     """
@@ -41,6 +42,7 @@ class ScheduleConfig:
     name: str = ""
     jitter_s: float = 0.0
     full: bool = False
+    restore_test: bool = False
     retries: int = 3
     before: tuple[str, ...] = ()
     after: tuple[str, ...] = ()

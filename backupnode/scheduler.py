@@ -12,7 +12,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Protocol
@@ -22,7 +22,8 @@ from stillpoint.errors import NotFound, Refused, StillpointError
 from .hooks import HookFailed, run_hook
 from .notify import Notice, Notifier
 from .progress import Progress, Report
-from .repository import BackupRecord
+from .repository import BackupId, BackupRecord
+from .restore_test import RestoreTestResult
 from .schedule import Due, Schedule, ScheduleConfig, ScheduleState
 from .schedule_store import ScheduleStore
 
@@ -53,6 +54,7 @@ class Scheduler:
         configs: Sequence[ScheduleConfig],
         path: Path,
         back_up: RunBackup,
+        test: Callable[[BackupId], Awaitable[RestoreTestResult]],
         busy: Callable[[str], bool],
         notifier: Notifier,
         *,
@@ -63,6 +65,7 @@ class Scheduler:
         self._schedules = {config.label: Schedule(config) for config in configs}
         self._store = ScheduleStore(path, self._schedules, now_ns=clock())
         self._back_up = back_up
+        self._test = test
         self._busy = busy
         self._notifier = notifier
         self._node = node
@@ -147,9 +150,19 @@ class Scheduler:
             raise
         if record.alarm:
             warnings.append(record.alarm)
+        if schedule.config.restore_test:
+            warnings += await self._tested(record)
         self._note(label, self._store.get(label).succeeded(self._clock(), record.id))
         await self._tell(schedule, started_ns, warnings, backup=record.id)
         return record
+
+    async def _tested(self, record: BackupRecord) -> Sequence[str]:
+        """What is wrong with it. The backup stays: its data may still be wanted."""
+        try:
+            result = await self._test(record.id)
+        except StillpointError as error:
+            return [f"the restore test could not be run: {error}"]
+        return [] if result.passed else [f"the restore test failed: {result.detail}"]
 
     async def _guarded(self, config: ScheduleConfig, report: Report, warnings: list[str]) -> BackupRecord:
         try:

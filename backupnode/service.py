@@ -25,6 +25,7 @@ from .progress import Progress, Report
 from .puller import Puller
 from .reading_calls import ReadingCalls
 from .repository import BackupId, BackupRecord, Repository
+from .restore_test import RestoreTest
 from .schedule_calls import ScheduleCalls
 from .scheduler import Scheduler
 
@@ -56,10 +57,12 @@ class BackupService(CatalogCalls, ReadingCalls, ScheduleCalls, backup_pb2_grpc.B
             config.schedules,
             config.state_dir / "schedules.json",
             self._back_up,
+            self._test,
             puller.is_running,
             Notifier(config.notify),
             node=config.node,
         )
+        self._restore_test = RestoreTest(config.state_dir, config.restore_test, executor)
         self._standby_address = str(config.standby.grpc)
         self._nbd_address = nbd_address
         self._jobs = Jobs()

@@ -66,7 +66,8 @@ async def list_(invocation: Invocation, volume: str | None) -> None:
     """List the backups, of one volume or of all, the newest last.
 
     RATIO is data in a backup for each byte that it added to the repository;
-    VERIFIED is how long ago all of it was last read back and found right.
+    VERIFIED is how long ago all of it was last read back and found right;
+    FAILED is one whose last restore test failed.
 
     \b
     Example: standbyctl backup list vol1
@@ -91,6 +92,18 @@ async def list_(invocation: Invocation, volume: str | None) -> None:
         )
 
 
+def _test_state(backup: backup_pb2.Backup) -> str:
+    if not backup.tested_ns:
+        return "never"
+    return f"{format_age(backup.tested_ns)} ago, {'FAILED: ' + backup.test_error if backup.test_error else 'passed'}"
+
+
+def _state(backup: backup_pb2.Backup) -> str:
+    if backup.test_error:
+        return "FAILED"
+    return "ALARM" if backup.alarm else "protected" if backup.protected else "complete"
+
+
 def _row(backup: backup_pb2.Backup) -> tuple[str, ...]:
     times = ratio(backup.data_bytes, backup.stored_bytes)
     return (
@@ -100,7 +113,7 @@ def _row(backup: backup_pb2.Backup) -> tuple[str, ...]:
         "" if times is None else f"{times:.1f}" if times < 1000 else f"{times:.0f}",
         format_age(backup.snapshot_ns),
         format_age(backup.verified_ns),
-        "ALARM" if backup.alarm else "protected" if backup.protected else "complete",
+        _state(backup),
     )
 
 
@@ -141,6 +154,7 @@ async def show(invocation: Invocation, backup_id: str) -> None:
             ("took", f"{format_seconds(seconds)}, {format_rate(shown.received_bytes, seconds)}"),
             ("base", shown.base or "none: a full backup"),
             ("verified", f"{format_age(shown.verified_ns)} ago" if shown.verified_ns else "never"),
+            ("tested", _test_state(shown)),
             ("protected", "yes" if shown.protected else "no"),
             ("address", uri),
         ]

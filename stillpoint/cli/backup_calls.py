@@ -28,6 +28,8 @@ def backup_document(backup: backup_pb2.Backup) -> dict[str, Any]:
         "base": backup.base or None,
         "verified": iso_time(backup.verified_ns),
         "protected": backup.protected,
+        "tested": iso_time(backup.tested_ns),
+        "test_error": backup.test_error or None,
         "alarm": backup.alarm or None,
     }
 

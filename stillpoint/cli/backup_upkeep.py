@@ -10,7 +10,7 @@ from ..wire.v1 import backup_pb2
 from .backup_calls import backup_document, follow
 from .command import Command, Invocation, asynchronous, confirm, duration_s, pass_invocation, yes_option
 from .nodes import Nodes
-from .output import Output, ProgressBar, format_age, plural
+from .output import Output, ProgressBar, format_age, format_seconds, plural
 
 # A collection copies what is still needed of packs that are mostly dead, and pruning reads every manifest.
 _UPKEEP_TIMEOUT_S = 6 * 3600.0
@@ -24,19 +24,30 @@ async def verify_backup(nodes: Nodes, identity: str, *, bar: ProgressBar) -> int
 @click.command(cls=Command)
 @click.argument("backup_id", metavar="BACKUP", required=False)
 @click.option("--deep", is_flag=True, help="Without BACKUP: also decrypt, decompress and hash every chunk.")
+@click.option("--restore-test", is_flag=True, help="Export BACKUP and check what is in it.")
 @pass_invocation
 @asynchronous
-async def verify(invocation: Invocation, backup_id: str | None, deep: bool) -> None:
+async def verify(invocation: Invocation, backup_id: str | None, deep: bool, restore_test: bool) -> None:
     """Prove that backups can be restored. Exit code 1 when one cannot.
 
     With BACKUP it is read as a restore reads it, and every chunk is hashed.
     Without, the whole repository is checked, as by `backup check`: what many
     backups share is read once.
 
+    A restore test exports BACKUP on the backup node, with an overlay that is
+    thrown away, and runs the command of its configuration (restore_test) over
+    it, or else a check of its ext file system. The result stays with the backup.
+
     \b
     Example: standbyctl backup verify ID
+             standbyctl backup verify ID --restore-test
              standbyctl backup verify --deep
     """
+    if restore_test:
+        if backup_id is None:
+            raise click.UsageError("a restore test needs a BACKUP")
+        await _test_restore(invocation, backup_id)
+        return
     if backup_id is None:
         await _check(invocation, deep=deep)
         return
@@ -48,6 +59,24 @@ async def verify(invocation: Invocation, backup_id: str | None, deep: bool) -> N
         output.document({"id": backup_id, "read_bytes": read_bytes, "ok": True})
     else:
         output.line(f"backup {backup_id}: every checksum matches")
+
+
+async def _test_restore(invocation: Invocation, backup_id: str) -> None:
+    async with invocation.nodes() as nodes:
+        request = backup_pb2.BackupId(id=backup_id)
+        result = await nodes.backup.call("TestRestore", request, backup_pb2.RestoreTest, timeout_s=None)
+    seconds = result.duration_ns / 1e9
+    if invocation.output.as_json:
+        invocation.output.document(
+            {"id": backup_id, "ok": result.passed, "detail": result.detail, "duration_s": seconds}
+        )
+    else:
+        word = "passed" if result.passed else "FAILED"
+        invocation.output.line(f"backup {backup_id}: restore test {word} in {format_seconds(seconds)}")
+        if result.detail:
+            invocation.output.line(result.detail)
+    if not result.passed:
+        raise click.exceptions.Exit(1)
 
 
 @click.command(cls=Command)

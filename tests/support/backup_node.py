@@ -35,6 +35,7 @@ class Node:
     standby: StandInStandby
     standby_address: Address
     image: bytes
+    more_config: str = ""
     grpc_address: Address = field(default_factory=lambda: Address("127.0.0.1", free_port()))
     nbd_address: Address = field(default_factory=lambda: Address("127.0.0.1", free_port()))
     process: asyncio.subprocess.Process | None = None
@@ -52,6 +53,7 @@ class Node:
             f"state_dir: {self.folder / 'state'}\n"
             f"listen: {{grpc: '{self.grpc_address}', nbd: '{self.nbd_address}'}}\n"
             f"standby: {{grpc: '{self.standby_address}', export_grpc: '{self.standby_address}'}}\n"
+            f"{self.more_config}"
         )
 
     async def start(self) -> None:
@@ -123,7 +125,9 @@ def free_port() -> int:
         return port
 
 
-def with_node(folder: Path, body: Callable[[Node], Awaitable[None]]) -> None:
+def with_node(folder: Path, body: Callable[[Node], Awaitable[None]], *, config: str = "") -> None:
+    """config: more lines of YAML."""
+
     async def main() -> None:
         device = FileDevice.create(folder / "volume", SIZE)
         source = random.Random(1)
@@ -131,7 +135,7 @@ def with_node(folder: Path, body: Callable[[Node], Awaitable[None]]) -> None:
         device.write(15 << 20, [b"some text, " * 700_000])
         standby = StandInStandby({"vol1": device})
         async with serving(standby) as address:
-            node = Node(folder, standby, address, (folder / "volume").read_bytes())
+            node = Node(folder, standby, address, (folder / "volume").read_bytes(), config)
             try:
                 await node.start()
                 await body(node)

@@ -38,7 +38,7 @@ class BackupId(_message.Message):
     def __init__(self, id: _Optional[str] = ...) -> None: ...
 
 class Backup(_message.Message):
-    __slots__ = ("id", "volume", "volume_uuid", "snapshot", "size", "snapshot_ns", "finished_ns", "data_bytes", "stored_bytes", "received_bytes", "duration_ns", "base", "verified_ns", "protected", "alarm")
+    __slots__ = ("id", "volume", "volume_uuid", "snapshot", "size", "snapshot_ns", "finished_ns", "data_bytes", "stored_bytes", "received_bytes", "duration_ns", "base", "verified_ns", "protected", "alarm", "tested_ns", "test_error")
     ID_FIELD_NUMBER: _ClassVar[int]
     VOLUME_FIELD_NUMBER: _ClassVar[int]
     VOLUME_UUID_FIELD_NUMBER: _ClassVar[int]
@@ -54,6 +54,8 @@ class Backup(_message.Message):
     VERIFIED_NS_FIELD_NUMBER: _ClassVar[int]
     PROTECTED_FIELD_NUMBER: _ClassVar[int]
     ALARM_FIELD_NUMBER: _ClassVar[int]
+    TESTED_NS_FIELD_NUMBER: _ClassVar[int]
+    TEST_ERROR_FIELD_NUMBER: _ClassVar[int]
     id: str
     volume: str
     volume_uuid: str
@@ -69,7 +71,9 @@ class Backup(_message.Message):
     verified_ns: int
     protected: bool
     alarm: str
-    def __init__(self, id: _Optional[str] = ..., volume: _Optional[str] = ..., volume_uuid: _Optional[str] = ..., snapshot: _Optional[str] = ..., size: _Optional[int] = ..., snapshot_ns: _Optional[int] = ..., finished_ns: _Optional[int] = ..., data_bytes: _Optional[int] = ..., stored_bytes: _Optional[int] = ..., received_bytes: _Optional[int] = ..., duration_ns: _Optional[int] = ..., base: _Optional[str] = ..., verified_ns: _Optional[int] = ..., protected: bool = ..., alarm: _Optional[str] = ...) -> None: ...
+    tested_ns: int
+    test_error: str
+    def __init__(self, id: _Optional[str] = ..., volume: _Optional[str] = ..., volume_uuid: _Optional[str] = ..., snapshot: _Optional[str] = ..., size: _Optional[int] = ..., snapshot_ns: _Optional[int] = ..., finished_ns: _Optional[int] = ..., data_bytes: _Optional[int] = ..., stored_bytes: _Optional[int] = ..., received_bytes: _Optional[int] = ..., duration_ns: _Optional[int] = ..., base: _Optional[str] = ..., verified_ns: _Optional[int] = ..., protected: bool = ..., alarm: _Optional[str] = ..., tested_ns: _Optional[int] = ..., test_error: _Optional[str] = ...) -> None: ...
 
 class BackupUsage(_message.Message):
     __slots__ = ("referenced_bytes", "unique_bytes")
@@ -206,6 +210,18 @@ class CheckEvent(_message.Message):
     progress: _common_pb2.Progress
     report: CheckReport
     def __init__(self, progress: _Optional[_Union[_common_pb2.Progress, _Mapping]] = ..., report: _Optional[_Union[CheckReport, _Mapping]] = ...) -> None: ...
+
+class RestoreTest(_message.Message):
+    __slots__ = ("passed", "detail", "finished_ns", "duration_ns")
+    PASSED_FIELD_NUMBER: _ClassVar[int]
+    DETAIL_FIELD_NUMBER: _ClassVar[int]
+    FINISHED_NS_FIELD_NUMBER: _ClassVar[int]
+    DURATION_NS_FIELD_NUMBER: _ClassVar[int]
+    passed: bool
+    detail: str
+    finished_ns: int
+    duration_ns: int
+    def __init__(self, passed: bool = ..., detail: _Optional[str] = ..., finished_ns: _Optional[int] = ..., duration_ns: _Optional[int] = ...) -> None: ...
 
 class RestoreBackupRequest(_message.Message):
     __slots__ = ("id", "target", "force")

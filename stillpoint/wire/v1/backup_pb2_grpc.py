@@ -86,6 +86,11 @@ class BackupServiceStub(object):
                 request_serializer=stillpoint_dot_wire_dot_v1_dot_backup__pb2.BackupId.SerializeToString,
                 response_deserializer=stillpoint_dot_wire_dot_v1_dot_common__pb2.Progress.FromString,
                 _registered_method=True)
+        self.TestRestore = channel.unary_unary(
+                '/stillpoint.wire.v1.BackupService/TestRestore',
+                request_serializer=stillpoint_dot_wire_dot_v1_dot_backup__pb2.BackupId.SerializeToString,
+                response_deserializer=stillpoint_dot_wire_dot_v1_dot_backup__pb2.RestoreTest.FromString,
+                _registered_method=True)
         self.RestoreBackup = channel.unary_stream(
                 '/stillpoint.wire.v1.BackupService/RestoreBackup',
                 request_serializer=stillpoint_dot_wire_dot_v1_dot_backup__pb2.RestoreBackupRequest.SerializeToString,
@@ -194,6 +199,13 @@ class BackupServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def TestRestore(self, request, context):
+        """Exports it, runs the node's command over it, or a check of its file system, and notes the result with the backup.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def RestoreBackup(self, request, context):
         """Writes to a file, device or NBD URI as the backup node sees it.
         """
@@ -292,6 +304,11 @@ def add_BackupServiceServicer_to_server(servicer, server):
                     servicer.VerifyBackup,
                     request_deserializer=stillpoint_dot_wire_dot_v1_dot_backup__pb2.BackupId.FromString,
                     response_serializer=stillpoint_dot_wire_dot_v1_dot_common__pb2.Progress.SerializeToString,
+            ),
+            'TestRestore': grpc.unary_unary_rpc_method_handler(
+                    servicer.TestRestore,
+                    request_deserializer=stillpoint_dot_wire_dot_v1_dot_backup__pb2.BackupId.FromString,
+                    response_serializer=stillpoint_dot_wire_dot_v1_dot_backup__pb2.RestoreTest.SerializeToString,
             ),
             'RestoreBackup': grpc.unary_stream_rpc_method_handler(
                     servicer.RestoreBackup,
@@ -600,6 +617,33 @@ class BackupService(object):
             '/stillpoint.wire.v1.BackupService/VerifyBackup',
             stillpoint_dot_wire_dot_v1_dot_backup__pb2.BackupId.SerializeToString,
             stillpoint_dot_wire_dot_v1_dot_common__pb2.Progress.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def TestRestore(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/stillpoint.wire.v1.BackupService/TestRestore',
+            stillpoint_dot_wire_dot_v1_dot_backup__pb2.BackupId.SerializeToString,
+            stillpoint_dot_wire_dot_v1_dot_backup__pb2.RestoreTest.FromString,
             options,
             channel_credentials,
             insecure,

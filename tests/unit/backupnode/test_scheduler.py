@@ -6,6 +6,7 @@ import asyncio
 import json
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -17,7 +18,8 @@ import pytest
 from backupnode.hooks import HookFailed, run_hook
 from backupnode.notify import MailConfig, Notice, Notifier, NotifyConfig, NotifyOn
 from backupnode.progress import Progress, Report
-from backupnode.repository import BackupRecord
+from backupnode.repository import BackupId, BackupRecord
+from backupnode.restore_test import RestoreTest, RestoreTestConfig, RestoreTestResult
 from backupnode.schedule import ScheduleConfig
 from backupnode.scheduler import Scheduler
 from stillpoint.errors import ConfigError, NotFound, PeerUnavailable, Refused, StillpointError
@@ -36,6 +38,7 @@ class Desk:
     notify: NotifyConfig = field(default_factory=NotifyConfig)
     now_ns: int = START
     failures: list[Exception] = field(default_factory=list)  # taken one for each backup
+    test_command: tuple[str, ...] = ("/bin/true",)
     scheduler: Scheduler = field(init=False)
 
     async def back_up(self, volume: str, *, full: bool, report: Report) -> BackupRecord:
@@ -43,12 +46,19 @@ class Desk:
             raise self.failures.pop(0)
         return await self.bench.puller.run(volume, full=full, report=report)
 
+    async def test(self, backup: BackupId) -> RestoreTestResult:
+        record = await self.bench.repository.get(backup)
+        with ThreadPoolExecutor(1) as executor:
+            test = RestoreTest(self.folder, RestoreTestConfig(self.test_command), executor)
+            return await test.run(record, lambda: self.bench.repository.open(backup))
+
     @asynccontextmanager
     async def running(self) -> AsyncIterator[Scheduler]:
         self.scheduler = Scheduler(
             self.configs,
             self.folder / "schedules.json",
             self.back_up,
+            self.test,
             self.bench.puller.is_running,
             Notifier(self.notify, pause_s=0.01),
             node="backup",
@@ -236,6 +246,22 @@ def test_a_hook_after_that_fails_is_a_warning_that_is_told(tmp_path: Path) -> No
         with_desk(tmp_path, body, after=("/bin/false",), notify=NotifyConfig(webhook=url))
 
 
+def test_each_backup_is_put_to_the_test_if_asked_and_a_failed_one_is_told(tmp_path: Path) -> None:
+    with webhook() as (url, posted):
+
+        async def body(desk: Desk) -> None:
+            async with desk.running() as scheduler:
+                await scheduler.run_now("vol1", ignore)
+                assert posted == []
+                desk.test_command = ("/bin/sh", "-c", "echo no file system; exit 4")
+                record = await scheduler.run_now("vol1", ignore)
+            assert posted[-1]["backup"] == record.id and desk.state.failures == 0
+            assert "the restore test failed" in posted[-1]["warnings"][0]
+            assert "no file system" in posted[-1]["warnings"][0]
+
+        with_desk(tmp_path, body, restore_test=True, notify=NotifyConfig(webhook=url))
+
+
 def test_a_stop_of_the_node_still_thaws(tmp_path: Path) -> None:
     async def body(desk: Desk) -> None:
         desk.bench.standby.delay_s = 0.1
@@ -323,7 +349,7 @@ def test_a_failure_is_posted_and_a_success_only_if_asked(tmp_path: Path) -> None
             await Notifier(NotifyConfig(webhook=url), pause_s=0.01).tell(FAILED)
             assert posted[0]["volume"] == "vol1" and posted[0]["error"] == "away\nfor good"
             assert posted[0]["succeeded"] is False and posted[0]["failures"] == 2
-            await Notifier(NotifyConfig(on=NotifyOn.ALWAYS, webhook=url)).tell(DONE)
+            await Notifier(NotifyConfig(when=NotifyOn.ALWAYS, webhook=url)).tell(DONE)
             assert posted[1]["backup"] == "b1"
 
     asyncio.run(main())
