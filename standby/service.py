@@ -200,7 +200,7 @@ class StandbyService(standby_pb2_grpc.StandbyServiceServicer):
         described = describe_snapshot(snapshot, mirror)
         if snapshot.state is SnapshotState.ACTIVE:
             with contextlib.suppress(NotFound, SnapshotInvalid):  # gone, or lost, since it was listed
-                statistics = await mirror.engine.statistics(snapshot.name)
+                statistics = mirror.engine.statistics(snapshot.name)
                 described.preserved_blocks = statistics.blocks_preserved
                 described.preserved_bytes = statistics.blocks_preserved * mirror.record.block_size
                 described.reclaimable_bytes = statistics.reclaimable_size
@@ -232,7 +232,7 @@ class StandbyService(standby_pb2_grpc.StandbyServiceServicer):
     async def ListStores(self, request: common_pb2.Empty, context: Context) -> standby_pb2.StoreList:
         reclaimable: Counter[int] = Counter()
         for mirror in list(self._node.mirrors.values()):
-            reclaimable.update(await mirror.engine.reclaimable())
+            reclaimable.update(mirror.engine.reclaimable())
         answer = standby_pb2.StoreList()
         for store in self._node.stores.list():
             described = describe_store(store)

@@ -79,6 +79,9 @@ class ArrayMap:
         self._born[blocks] = born
         self._addresses[blocks] = addresses
 
+    def is_quick(self, count: int) -> bool:
+        return count <= PIECE_ENTRIES
+
     def lookup(self, first: int, count: int) -> tuple[Addresses, Generations] | None:
         first_piece = first // PIECE_ENTRIES
         last_piece = (first + count - 1) // PIECE_ENTRIES

@@ -50,6 +50,10 @@ class AssociationMap(Protocol):
         """Add records for blocks that have none; `blocks` ascends. Raises OSError (no space); nothing was put then."""
         ...
 
+    def is_quick(self, count: int) -> bool:
+        """Whether putting that many more takes a few milliseconds at most, as an event loop wants it."""
+        ...
+
     def lookup(self, first: int, count: int) -> tuple[Addresses, Generations] | None:
         """Addresses and births of `count` blocks from `first`, NOT_PRESERVED where there is none; None: none at all."""
         ...

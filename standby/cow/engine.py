@@ -27,9 +27,9 @@ from stillpoint.document import boot_id
 from stillpoint.errors import AlreadyExists, DeviceError, InvalidRequest, Refused, SnapshotInvalid
 
 from . import recovery
-from .association_forms import create_map
 from .birth import BirthMap
 from .catalog import Event
+from .counted_map import CountedMap
 from .limited_book import LimitedBook
 from .retiring import Retirement
 from .stage import STAGES_MAX, Marks
@@ -131,7 +131,7 @@ class SnapshotEngine(LimitedBook):
         path = map_path(volume.maps_folder, generation)
         try:
             form = volume.stores.map_form(home.uuid)
-            records = create_map(form, path, generation=generation, block_count=volume.block_count)
+            records = CountedMap.create(form, path, generation=generation, block_count=volume.block_count)
         except OSError as error:
             raise DeviceError(f"{path}: no space for the snapshot's map: {error.strerror}", error.errno or 5) from error
         snapshot = Snapshot(
@@ -182,7 +182,7 @@ class SnapshotEngine(LimitedBook):
         await self._uninterrupted(self._drop_pending(pending.snapshot.generation, free=True))
 
     async def _drop_pending(self, generation: int, *, free: bool) -> None:
-        async with self._lock:
+        async with self._ending, self._lock:
             snapshot = self._volume.snapshots.get(generation)
             if snapshot is None:
                 return
@@ -190,8 +190,7 @@ class SnapshotEngine(LimitedBook):
                 del self._volume.snapshots[generation]
                 self._volume.publish()
                 return
-            await Retirement(self._volume, generation, run=self._run).abandon(free=free)
-            self._refresh()
+            await Retirement(self._volume, generation, run=self._run, refresh=self._refresh).abandon(free=free)
 
     def _append_created(self, snapshot: Snapshot) -> None:
         home = self._volume.stores.get(snapshot.store)
@@ -212,17 +211,16 @@ class SnapshotEngine(LimitedBook):
 
     async def _delete(self, name: str) -> None:
         volume = self._volume
-        async with self._lock:
+        async with self._ending, self._lock:
             snapshot = volume.by_name(name)
             if snapshot.state is SnapshotState.CREATING:
                 raise Refused(f"{volume.name}@{name}: is still being created")
             if snapshot.protected:
                 raise Refused(f"{volume.name}@{name}: is protected; unprotect it first")
-            retirement = Retirement(volume, snapshot.generation, run=self._run)
-            try:
-                await retirement.delete()
-            finally:
-                self._refresh()
+            retirement = Retirement(
+                volume, snapshot.generation, run=self._run, refresh=self._refresh, let_in=self._let_in
+            )
+            await retirement.delete()
             for victim in retirement.victims:
                 await self._invalidate(victim, "no space for the association map")
 
@@ -300,7 +298,7 @@ class SnapshotEngine(LimitedBook):
         try:
             if clean:
                 await self.flush()
-                async with self._lock:
+                async with self._ending, self._lock:
                     await self._run(volume.births.synchronize)
                     await self._run(lambda: volume.catalog.append(Event.CLOSED))
             else:

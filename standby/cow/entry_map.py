@@ -108,6 +108,10 @@ class EntryMap:
             with self._lock:
                 self._put(Table(blocks, addresses, born))
 
+    def is_quick(self, count: int) -> bool:
+        # Who rearranges holds the lock, and another put would wait for that.
+        return not self._lock.locked() and self._touched(count) <= PIECE_ENTRIES
+
     def lookup(self, first: int, count: int) -> Found:
         raise NotImplementedError
 
@@ -129,6 +133,10 @@ class EntryMap:
 
     def _begin(self) -> None:
         """Make room for the first entries of a new map."""
+
+    def _touched(self, count: int) -> int:
+        """How many entries are stored to put that many more."""
+        return count
 
     def _put(self, entries: Table) -> None:
         raise NotImplementedError

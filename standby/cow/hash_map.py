@@ -11,14 +11,15 @@ Invariants:
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
 import numpy as np
 import numpy.typing as npt
 
-from .association import NOT_PRESERVED
-from .entry_map import ENTRY_SIZE, TABLE_ENTRIES_MIN, EntryMap, Found, Table, spread
+from .association import NOT_PRESERVED, PIECE_ENTRIES
+from .entry_map import ENTRY_SIZE, TABLE_ENTRIES_MIN, EntryMap, Found, Table, joined, spread
 from .mapped_file import PAGE_SIZE, MappedFile
 
 _LEVEL: Final = 0  # word: the table has TABLE_ENTRIES_MIN << level slots
@@ -60,14 +61,24 @@ class HashMap(EntryMap):
         wanted = max(level, _level_for(count))
         if wanted > level:
             self._file.reserve(_offset(wanted), ENTRY_SIZE * (TABLE_ENTRIES_MIN << wanted))
-            _insert(self._table_of(wanted), self._everything(), wanted)
+            for piece in self._entries_by_slot():
+                _insert(self._table_of(wanted), piece, wanted)
             self._words[_LEVEL] = wanted
         _insert(self._table_of(wanted), entries, wanted)
         self._count = count
 
+    def _touched(self, count: int) -> int:
+        grows = _level_for(self._count + count) > self._words[_LEVEL]
+        return count + (self._count if grows else 0)
+
     def _everything(self) -> Table:
+        return joined(list(self._entries_by_slot()))
+
+    def _entries_by_slot(self) -> Iterator[Table]:
+        """All, in steps of bounded size: other threads do not wait long for the interpreter then."""
         table = self._table_of(self._words[_LEVEL])
-        return _entries(table, np.flatnonzero(table.blocks))
+        for start in range(0, len(table.blocks), PIECE_ENTRIES):
+            yield _entries(table, np.flatnonzero(table.blocks[start : start + PIECE_ENTRIES]) + start)
 
     def _table_of(self, level: int) -> Table:
         return self._table(_offset(level), TABLE_ENTRIES_MIN << level)

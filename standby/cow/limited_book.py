@@ -58,7 +58,7 @@ class LimitedBook(SnapshotBook):
         await self._uninterrupted(self._expire_surplus())
 
     async def _expire_surplus(self) -> None:
-        async with self._lock:
+        async with self._ending, self._lock:
             for generation in self._surplus():
                 if not await self._expire(generation):
                     break

@@ -19,6 +19,7 @@ from typing import Final
 
 import numpy as np
 
+from .association import PIECE_ENTRIES
 from .entry_map import ENTRY_SIZE, TABLE_ENTRIES_MIN, EntryMap, Found, Table, joined, rounded_to_table, spread
 from .mapped_file import PAGE_SIZE, MappedFile
 
@@ -51,11 +52,8 @@ class OrderedMap(EntryMap):
     def _put(self, entries: Table) -> None:
         version = self._words[_VERSION]
         counts = self._list(version)
-        total = len(entries.blocks)
-        for level, capacity in enumerate(self._capacities):
-            total += counts[level] >> 1
-            if total <= capacity:
-                break
+        level, total = self._level_for(counts, len(entries.blocks))
+        capacity = self._capacities[level]
         assert total <= capacity, f"{self.path}: more entries than blocks"
         half = 1 - (counts[level] & 1)
         offset = self._offset(level, half)
@@ -66,12 +64,26 @@ class OrderedMap(EntryMap):
         parts = [self._half(each, word) for each, word in enumerate(counts[: level + 1]) if word >> 1]
         merged = joined([*parts, entries])
         order = np.argsort(merged.blocks, kind="stable")
-        self._table(offset, capacity).store(0, merged.taken(order))
+        # In steps of bounded size: other threads do not wait long for the interpreter then.
+        for start in range(0, total, PIECE_ENTRIES):
+            self._table(offset, capacity).store(start, merged.taken(order[start : start + PIECE_ENTRIES]))
         counts[: level + 1] = [word & 1 for word in counts[:level]] + [total * 2 + half]
         start = _LISTS[(version + 1) & 1]
         for index, word in enumerate(counts):
             self._words[start + index] = word
         self._words[_VERSION] = version + 1
+
+    def _level_for(self, counts: list[int], count: int) -> tuple[int, int]:
+        """(the first level with room for that many more and all of the smaller ones, how many that is)."""
+        total = count
+        for level, capacity in enumerate(self._capacities):
+            total += counts[level] >> 1
+            if total <= capacity:
+                break
+        return level, total
+
+    def _touched(self, count: int) -> int:
+        return self._level_for(self._list(self._words[_VERSION]), count)[1]
 
     def _everything(self) -> Table:
         return self._select(lambda blocks: slice(0, len(blocks)))

@@ -38,6 +38,7 @@ logger = logging.getLogger(__name__)
 WARNING_PERCENTS: Final = (70, 85, 95)  # each is said once when the store fills up to it
 
 _NO_SPACE: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
+_RELEASE_SIZE: Final = 16 << 20  # bytes of slots freed at a time: some milliseconds
 _MEMORY_DATA_OFFSET: Final = 4096  # addresses 0 and 1 are special, so no slot may begin there
 
 
@@ -153,11 +154,14 @@ class PreservationStore:
 
     def release(self, addresses: Addresses, block_size: int) -> None:
         """Free slots of this store. The step that made them unneeded is durable. Waits for the disk."""
+        slots = np.sort(addresses & np.uint64(UNITS_MASK))  # so that most segments are emptied in one step
+        step = max(1, _RELEASE_SIZE // block_size)
+        for start in range(0, len(slots), step):
+            with self._lock:  # not for longer: others preserve meanwhile, some of them on the event loop
+                for offset in self._allocator.free(slots[start : start + step], block_size):
+                    self._give_back(offset)
         with self._lock:
-            empty_segments = self._allocator.free(addresses & np.uint64(UNITS_MASK), block_size)
             self._warn()
-            for offset in empty_segments:
-                self._give_back(offset)
 
     def forget(self, volume: UUID) -> None:
         """The volume was deleted, its snapshots before it: nothing of it is needed any more, durably."""

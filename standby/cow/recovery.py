@@ -29,10 +29,10 @@ from stillpoint.document import fsync_folder
 from stillpoint.errors import AlreadyExists, DataCorrupt, DeviceError, InvalidRequest, NotFound
 
 from . import record_log
-from .association import ALL_ZEROES, STORE_SHIFT, UNIT_SIZE, Addresses, AssociationMap
-from .association_forms import create_map
+from .association import ALL_ZEROES, STORE_SHIFT, UNIT_SIZE, Addresses
 from .birth import BirthMap, Blocks, Generations
 from .catalog import Catalog, CatalogState, Event
+from .counted_map import CountedMap
 from .shared_header import SharedHeader
 from .store_directory import StoreDirectory
 from .values import NO_GENERATION, Bookmark, Snapshot, SnapshotState, check_block_size
@@ -247,14 +247,16 @@ def _unproven(
 
 def _build_maps(
     folder: Path, entries: dict[int, _Entries], live: tuple[int, ...], state: CatalogState, stores: StoreDirectory
-) -> dict[int, AssociationMap]:
-    maps: dict[int, AssociationMap] = {}
+) -> dict[int, CountedMap]:
+    maps: dict[int, CountedMap] = {}
     try:
         for generation in live:
             fields = state.snapshots[generation]
             count = fields["size"] // state.volume["block_size"]
             form = stores.map_form(UUID(fields["store"]))
-            maps[generation] = create_map(form, map_path(folder, generation), generation=generation, block_count=count)
+            maps[generation] = CountedMap.create(
+                form, map_path(folder, generation), generation=generation, block_count=count
+            )
             part = entries[generation]
             maps[generation].put_many(part.blocks, part.addresses, part.born)
     except OSError as error:

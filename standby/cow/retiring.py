@@ -14,35 +14,41 @@ The order, and what a crash or a reader in between sees:
 
 from __future__ import annotations
 
-import asyncio
 from collections import defaultdict
 from collections.abc import Awaitable, Callable
-from typing import Final, TypeAlias
+from contextlib import AbstractAsyncContextManager, nullcontext
+from typing import Any, TypeAlias
 
 import numpy as np
 
 from stillpoint.errors import DeviceError
 
-from .association import ALL_ZEROES, STORE_SHIFT, Addresses
+from .association import ALL_ZEROES, STORE_SHIFT, Addresses, AssociationMap
 from .catalog import Event
 from .values import NO_GENERATION, SnapshotState
 from .volume import Volume, map_path
 
-Run: TypeAlias = Callable[[Callable[[], None]], Awaitable[None]]
-
-_PIECES_A_TURN: Final = 16  # of entries moved before the loop gets its turn: a few milliseconds
+Run: TypeAlias = Callable[[Callable[[], Any]], Awaitable[Any]]
+LetIn: TypeAlias = Callable[[], AbstractAsyncContextManager[None]]
 
 
 class Retirement:
-    """Ends one snapshot. The caller holds the volume's commit lock, so no stage is being preserved meanwhile.
+    """Ends one snapshot. The caller holds the volume's locks, so no other snapshot ends meanwhile.
 
     run: calls a function that waits for disks in a worker thread.
+    refresh: called whenever `live` has changed.
+    let_in: a context for the long steps, in which stages may be preserved: they have nothing to do with the snapshot
+    any more once it has left `live`. No stage is being preserved when it begins.
     """
 
-    def __init__(self, volume: Volume, generation: int, *, run: Run) -> None:
+    def __init__(
+        self, volume: Volume, generation: int, *, run: Run, refresh: Callable[[], None], let_in: LetIn = nullcontext
+    ) -> None:
         self._volume = volume
         self._generation = generation
         self._run = run
+        self._refresh = refresh
+        self._let_in = let_in
         self._freed: list[Addresses] = []
         self.victims: tuple[int, ...] = ()  # older snapshots that could not take over their entries: they must go too
 
@@ -104,21 +110,30 @@ class Retirement:
     async def _dissolve(self) -> None:
         volume = self._volume
         volume.live = tuple(generation for generation in volume.live if generation != self._generation)
+        self._refresh()
         heir = volume.older_than(self._generation)
         records = volume.maps.get(self._generation)
         if records is None:
             return
-        for index, (blocks, addresses, born) in enumerate(records.pieces()):
+        async with self._let_in():
+            had_room = await self._run(lambda: self._move(records, heir))
+        if not had_room:
+            self.victims = tuple(generation for generation in volume.live if generation <= heir)
+
+    def _move(self, records: AssociationMap, heir: int) -> bool:
+        """Whether the heir's map had room for all that it sees."""
+        volume = self._volume
+        had_room = True
+        for blocks, addresses, born in records.pieces():
             moves = born.astype(np.int64) <= heir
             if heir != NO_GENERATION and moves.any():
                 try:
                     volume.maps[heir].put_many(blocks[moves], addresses[moves], born[moves])
                 except OSError:
-                    self.victims = tuple(generation for generation in volume.live if generation <= heir)
+                    had_room = False
                     moves[:] = True  # not to be freed before those are gone: left taken until the next start
             self._freed.append(addresses[~moves])
-            if index % _PIECES_A_TURN == _PIECES_A_TURN - 1:
-                await asyncio.sleep(0)
+        return had_room
 
     async def _free(self) -> None:
         """The list without the snapshot is published, its end is durable: drop the map and free the slots."""
@@ -126,19 +141,20 @@ class Retirement:
         records = volume.maps.pop(self._generation, None)
         if records is None:
             return
-        records.close()
         path = map_path(volume.maps_folder, self._generation)
-        freed = np.concatenate(self._freed) if self._freed else np.empty(0, dtype="<u8")
-        volume.count_preserved(freed, -1)
-        by_store = _by_store(freed)
 
         def release() -> None:
+            records.close()
             path.unlink(missing_ok=True)
+            freed = np.concatenate(self._freed) if self._freed else np.empty(0, dtype="<u8")
+            volume.count_preserved(freed, -1)
+            by_store = _by_store(freed)
             for store in volume.stores.opened():
                 if store.number in by_store and not store.failed:
                     store.release(by_store[store.number], volume.block_size)
 
-        await self._run(release)
+        async with self._let_in():
+            await self._run(release)
 
 
 def _by_store(addresses: Addresses) -> dict[int, Addresses]:

@@ -120,10 +120,10 @@ class SlotAllocator:
         self.used_size += len(slots) * slot_size
 
     def _forget_free_slots_in(self, segments: npt.NDArray[np.int64], slot_size: int) -> None:
+        forgotten = np.zeros(self.segment_count, dtype=np.bool_)
+        forgotten[segments] = True
         self._free[slot_size] = [
-            rest
-            for batch in self._free.get(slot_size, [])
-            if len(rest := batch[~np.isin(self._segments_of(batch), segments)])
+            rest for batch in self._free.get(slot_size, []) if len(rest := batch[~forgotten[self._segments_of(batch)]])
         ]
 
     def _take(self, slot_size: int, slots: Addresses) -> None:

@@ -8,11 +8,8 @@ from collections.abc import Callable
 from typing import Any
 from uuid import UUID
 
-import numpy as np
-
 from stillpoint.errors import AlreadyExists, DeviceError, NotFound, SnapshotInvalid
 
-from .association import ALL_ZEROES, STORE_SHIFT
 from .catalog import Event
 from .changed import changed_extents, unknown_extents
 from .values import NO_GENERATION, Bookmark, ChangedExtents, Snapshot, SnapshotState, SnapshotStatistics, check_name
@@ -21,7 +18,7 @@ from .write_stream import WriteStream
 
 
 class SnapshotBook(WriteStream):
-    """Answers come from memory, but for those that count blocks (`statistics`, `changed`): they work in a thread."""
+    """Answers come from memory, but for `changed`, which looks at every block: it works in a thread."""
 
     def __init__(self, volume: Volume, *, now_ns: Callable[[], int] = time.time_ns, **options: Any) -> None:
         super().__init__(volume, **options)
@@ -97,7 +94,7 @@ class SnapshotBook(WriteStream):
         Whole blocks, in order; trims, zeroing and growth count. Raises NotFound, SnapshotInvalid.
         """
         volume = self._volume
-        async with self._lock:
+        async with self._ending, self._lock:
             of = self._active(snapshot)
             if incarnation != volume.incarnation or base > of.generation:
                 return unknown_extents(of.size)
@@ -112,47 +109,29 @@ class SnapshotBook(WriteStream):
                 )
             )
 
-    async def statistics(self, snapshot: str) -> SnapshotStatistics:
-        """Raises NotFound, SnapshotInvalid."""
+    def statistics(self, snapshot: str) -> SnapshotStatistics:
+        """At once, whatever it holds. While another snapshot is being deleted some of its blocks are not counted yet.
+
+        Raises NotFound, SnapshotInvalid.
+        """
         volume = self._volume
-        async with self._lock:
-            of = self._active(snapshot)
-            older = volume.older_than(of.generation)
-            records = volume.maps[of.generation]
+        of = self._active(snapshot)
+        records = volume.maps[of.generation]
+        stored = records.stored(born_after=NO_GENERATION).total()
+        own = records.stored(born_after=volume.older_than(of.generation)).total()
+        size = volume.block_size
+        return SnapshotStatistics(of.name, records.count, own * size, (stored - own) * size)
 
-            def count() -> SnapshotStatistics:
-                preserved = reclaimable = shared = 0
-                for _, addresses, born in records.pieces():
-                    preserved += len(addresses)
-                    stored, unseen = addresses > ALL_ZEROES, born.astype(np.int64) > older
-                    reclaimable += int((stored & unseen).sum())
-                    shared += int((stored & ~unseen).sum())
-                return SnapshotStatistics(
-                    of.name, preserved, reclaimable * volume.block_size, shared * volume.block_size
-                )
-
-            return await self._run(count)
-
-    async def reclaimable(self) -> dict[int, int]:
+    def reclaimable(self) -> dict[int, int]:
         """Bytes by number of store that deleting every snapshot that is not protected would give back, exactly."""
         volume = self._volume
-        async with self._lock:
-            protected = [generation for generation in volume.live if volume.snapshots[generation].protected]
-            maps = [(generation, volume.maps[generation]) for generation in volume.live]
-
-            def count() -> dict[int, int]:
-                sizes: Counter[int] = Counter()
-                for generation, records in maps:
-                    # The newest protected snapshot that sees a record of this map decides whether it has to stay.
-                    keeper = max((other for other in protected if other <= generation), default=NO_GENERATION)
-                    for _, addresses, born in records.pieces():
-                        freed = addresses[(addresses > ALL_ZEROES) & (born.astype(np.int64) > keeper)]
-                        numbers, counts = np.unique(freed >> np.uint64(STORE_SHIFT), return_counts=True)
-                        for number, blocks in zip(numbers.tolist(), counts.tolist(), strict=True):
-                            sizes[number] += blocks * volume.block_size
-                return dict(sizes)
-
-            return await self._run(count)
+        protected = [generation for generation in volume.live if volume.snapshots[generation].protected]
+        freed: Counter[int] = Counter()
+        for generation in volume.live:
+            # The newest protected snapshot that sees a record of this map decides whether it has to stay.
+            keeper = max((other for other in protected if other <= generation), default=NO_GENERATION)
+            freed += volume.maps[generation].stored(born_after=keeper)
+        return {store: count * volume.block_size for store, count in freed.items()}
 
     def _active(self, name: str) -> Snapshot:
         snapshot = self._volume.by_name(name)

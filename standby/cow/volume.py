@@ -20,9 +20,10 @@ from uuid import UUID
 from stillpoint.devices import BlockDevice
 from stillpoint.errors import NotFound
 
-from .association import ALL_ZEROES, Addresses, AssociationMap
+from .association import ALL_ZEROES, Addresses
 from .birth import BirthMap
 from .catalog import Catalog
+from .counted_map import CountedMap
 from .limits import OwnLimits
 from .preservation import PreservationStore
 from .shared_header import SharedHeader
@@ -65,7 +66,7 @@ class Volume:
     current: int
     snapshots: dict[int, Snapshot]  # by generation, invalid ones too
     bookmarks: dict[str, Bookmark]
-    maps: dict[int, AssociationMap]  # of live snapshots, and of one that is leaving
+    maps: dict[int, CountedMap]  # of live snapshots, and of one that is leaving
     own_limits: OwnLimits
     live: tuple[int, ...] = ()
     store_newest: dict[str, int] = field(default_factory=dict)  # by name: the newest generation that ever used it

@@ -4,19 +4,16 @@ Invariants:
 - For every block: pre-image and record durable, map entry, birth, overwrite in place, in this order (`preserver.py`).
 - A change whose blocks need no preserving goes straight to the mirror. One that must preserve durably first is staged
   in bounded memory, with every later change that overlaps it, until `commit`; nothing overtakes a staged change.
-- The mirror never loses a change because of a snapshot: when preserving fails, snapshots go, oldest first.
-- Whoever changes `live`, or preserves a stage, holds the lock; only a cut, which takes no time, does not.
+- Whoever preserves a stage holds `_lock`. When that fails snapshots go, and it is tried again (`making_room.py`).
 """
 
 from __future__ import annotations
 
-import asyncio
 import functools
-import logging
 from collections import deque
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable
 from concurrent.futures import Executor
-from typing import Any, Final, TypeVar
+from typing import Final
 
 import numpy as np
 
@@ -25,24 +22,20 @@ from stillpoint.extents import check_range
 
 from . import preserver
 from .limits import Limits
-from .preservation import PreImages, PreservationStore
+from .making_room import RoomMaker
+from .preservation import PreImages
 from .preserver import Failure, Trouble
-from .retiring import Retirement
 from .stage import MARK_MAX, Change, Marks, Stage, overlay
-from .values import NO_GENERATION, Snapshot, SnapshotState
+from .values import NO_GENERATION, Snapshot
 from .volume import Volume
-
-logger = logging.getLogger(__name__)
 
 STAGE_SIZE_MAX: Final = 16 << 20
 _COMMIT_SHARE: Final = 16  # of the bound: a MiB of changes of 4 KiB is 16 MiB of blocks to preserve for one flush
 _NOTHING_PASSES: Final = 1 << 40  # as newest snapshot: newer than any birth, so every write takes the careful way
 _AT_ONCE_MAX: Final = 4 << 20  # bytes preserved in one turn of the loop; more is staged and done in a thread
 
-T = TypeVar("T")
 
-
-class WriteStream:
+class WriteStream(RoomMaker):
     """Methods that are not `async` never wait for a disk but for the write into the page cache.
 
     After the mirror refused a staged change every call raises DeviceError: what was acknowledged is lost, so the node
@@ -68,16 +61,10 @@ class WriteStream:
         invalid.
         expires, count_max, preserved_size_max: the limits of a volume that has none of its own.
         """
-        self._volume = volume
-        self._executor = executor
+        limits = Limits(expires, count_max, preserved_size_max)
+        super().__init__(volume, executor=executor, on_ended=on_ended, limits=limits)
         self._stage_size_max = stage_size_max
         self._on_staged = on_staged
-        self._on_ended = on_ended
-        self._default_limits = Limits(expires, count_max, preserved_size_max)
-        self._limits = self._default_limits.with_own(volume.own_limits)
-        self._failed: DeviceError | None = None
-        self._lock = asyncio.Lock()
-        self._tasks: set[asyncio.Task[Any]] = set()
         self._closing: deque[Stage] = deque()  # from before a cut, or being committed; oldest first
         self._closing_size = 0
         self._open = Stage(epoch=volume.current, mark=1)
@@ -141,7 +128,7 @@ class WriteStream:
         if int(born.min()) <= targets.durable_to or targets.store is None or self._is_over_cap:
             return False
         blocks = np.flatnonzero(born <= targets.to) + first
-        if len(blocks) * volume.block_size > _AT_ONCE_MAX:
+        if len(blocks) * volume.block_size > _AT_ONCE_MAX or not volume.maps[targets.to].is_quick(len(blocks)):
             return False
         data = memoryview(bytearray(len(blocks) * volume.block_size))
         for start, end in preserver.runs(blocks):
@@ -219,8 +206,8 @@ class WriteStream:
         async with self._lock:
             self._check_usable()
             self._close_stage()
-            for stage in tuple(self._closing):
-                await self._commit_stage(stage)
+            while self._closing:
+                await self._commit_stage(self._closing[0])
 
     def _close_stage(self) -> None:
         """Changes from now on go to a new stage."""
@@ -232,123 +219,31 @@ class WriteStream:
         self._open = Stage(epoch=self._current, mark=self._open.mark % MARK_MAX + 1)
 
     async def _commit_stage(self, stage: Stage) -> None:
-        volume = self._volume
-        while True:
-            targets = volume.targets(before=stage.epoch)
-            try:
-                failure = await self._run(functools.partial(preserver.carry_out, volume, stage, targets))
-            except DeviceError as error:
-                self._failed = error
-                self._refresh()
-                raise
-            if failure is None:
-                break
-            await self._make_room(failure)
+        if await self._carry_out(stage) is not None:
+            async with self._alone():
+                if not self._closing or self._closing[0] is not stage:
+                    return  # another commit has done it
+                while (failure := await self._carry_out(stage)) is not None:
+                    await self._make_room(failure)
         self._closing.popleft()
         self._closing_size -= stage.size
         for change in stage.changes:
             first = change.offset >> self._shift
             self._marks.clear(first, (change.offset + change.length - 1) >> self._shift, stage.mark)
-        while self._is_over_cap and self._unprotected():
-            await self._make_room(Failure(Trouble.CAP_REACHED, "the snapshots of the volume hold more than they may"))
+        if self._is_over_cap:
+            too_much = Failure(Trouble.CAP_REACHED, "the snapshots of the volume hold more than they may")
+            async with self._alone():
+                while self._is_over_cap and self._unprotected():
+                    await self._make_room(too_much)
 
-    @property
-    def _is_over_cap(self) -> bool:
-        return 0 < self._limits.preserved_size_max < self._volume.preserved_size
-
-    async def _make_room(self, failure: Failure) -> None:
-        """End the snapshots that stand in the way. The mirror goes on whatever it takes.
-
-        This is the ladder of a full store from the second step on; on the first, the store grows by itself.
-        """
-        if self._limits.expires and failure.trouble in (Trouble.STORE_FULL, Trouble.CAP_REACHED):
-            for generation in self._using(failure.store):
-                snapshot = self._volume.snapshots[generation]
-                if snapshot.state is SnapshotState.ACTIVE and not snapshot.protected:
-                    if await self._expire(generation):
-                        return
-                    break
-        for generation in self._victims(failure):
-            await self._invalidate(generation, failure.reason)
-
-    def _victims(self, failure: Failure) -> Sequence[int]:
-        live = self._volume.live
-        store = failure.store
-        if failure.trouble is Trouble.CAP_REACHED:
-            return self._unprotected()[:1]  # there is room; only a number says that there is not
-        if failure.trouble is Trouble.MAP_FULL:
-            return live[:1]
-        if store is None or failure.trouble is Trouble.MIRROR_UNREADABLE:
-            return live
-        using = self._using(store)
-        if failure.trouble is Trouble.STORE_FAILED:
-            return using
-        return using[:1] or live[:1]
-
-    def _using(self, store: PreservationStore | None) -> Sequence[int]:
-        """Live snapshots that may have blocks in the store, oldest first; None: in any."""
-        volume = self._volume
-        return [generation for generation in volume.live if store is None or volume.may_use(generation, store)]
-
-    def _unprotected(self) -> Sequence[int]:
-        volume = self._volume
-        return [generation for generation in volume.live if not volume.snapshots[generation].protected]
-
-    async def _expire(self, generation: int) -> bool:
-        """Delete a snapshot to make room. False: the catalog cannot be written."""
-        volume = self._volume
-        snapshot = volume.snapshots[generation]
-        retirement = Retirement(volume, generation, run=self._run)
+    async def _carry_out(self, stage: Stage) -> Failure | None:
+        targets = self._volume.targets(before=stage.epoch)
         try:
-            await retirement.delete()
-        except DeviceError:
-            return False
-        finally:
-            self._refresh()
-        logger.warning("snapshot expired to make room", extra={"volume": volume.name, "snapshot": snapshot.name})
-        self._tell_ended(snapshot)
-        for victim in retirement.victims:
-            await self._invalidate(victim, "no space for the association map")
-        return True
-
-    async def _invalidate(self, generation: int, reason: str) -> None:
-        if generation not in self._volume.live:
-            return
-        snapshot = self._volume.snapshots[generation]
-        fields = {"volume": self._volume.name, "snapshot": snapshot.name}
-        logger.warning("snapshot is lost: %s", reason, extra=fields)
-        retirement = Retirement(self._volume, generation, run=self._run)
-        recorded = await retirement.invalidate(reason)
-        self._refresh()
-        self._tell_ended(snapshot)
-        for victim in retirement.victims:
-            await self._invalidate(victim, "no space for the association map")
-        if not recorded:
-            await self._disown_snapshots()
-
-    async def _disown_snapshots(self) -> None:
-        """The catalog cannot say that snapshots ended, so let the birth map say it.
-
-        With every block born now and no records for that, the next start finds no snapshot proven. That must be
-        durable before anything is overwritten, else the mirror must stop.
-        """
-        while self._volume.live:
-            snapshot = self._volume.snapshots[self._volume.live[0]]
-            retirement = Retirement(self._volume, snapshot.generation, run=self._run)
-            await retirement.invalidate("the snapshot catalog cannot be written")
-            self._tell_ended(snapshot)
-        self._refresh()
-        self._volume.births.array[:] = self._volume.current
-        try:
-            await self._run(self._volume.births.synchronize)
+            return await self._run(functools.partial(preserver.carry_out, self._volume, stage, targets))
         except DeviceError as error:
             self._failed = error
             self._refresh()
             raise
-
-    def _tell_ended(self, snapshot: Snapshot) -> None:
-        if self._on_ended is not None:
-            self._on_ended(snapshot)
 
     def _refresh(self) -> None:
         """Take over what the hot path keeps at hand. Needed after every change of `live`, `current` or the size."""
@@ -359,22 +254,3 @@ class WriteStream:
         self._newest = _NOTHING_PASSES if self._failed else volume.live[-1] if volume.live else NO_GENERATION
         # A block born up to here is sure to be staged. After a deletion that is still to come here it may be too many.
         self._staged_to = volume.targets(before=volume.current).durable_to
-
-    def _check_usable(self) -> None:
-        if self._failed is not None:
-            raise DeviceError(f"volume {self._volume.name}: its mirror failed: {self._failed}", self._failed.errno)
-
-    async def _run(self, function: Callable[[], T]) -> T:
-        return await asyncio.get_running_loop().run_in_executor(self._executor, function)
-
-    async def _uninterrupted(self, work: Coroutine[Any, Any, T]) -> T:
-        """Do the work to its end even if the caller is cancelled: a thread may be in the middle of it."""
-        task = asyncio.get_running_loop().create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._done)
-        return await asyncio.shield(task)
-
-    def _done(self, task: asyncio.Task[Any]) -> None:
-        self._tasks.discard(task)
-        if not task.cancelled():
-            task.exception()  # looked at, as its caller may be gone; a failed mirror is remembered in `_failed`

@@ -16,7 +16,9 @@ import pytest
 from standby.cow.association import NOT_PRESERVED, PIECE_ENTRIES, Addresses, AssociationMap
 from standby.cow.association_forms import FORMS, create_map, open_map
 from standby.cow.birth import Blocks, Generations
+from standby.cow.hash_map import HashMap
 from standby.cow.mapped_file import MappedFile
+from standby.cow.ordered_map import OrderedMap
 from stillpoint.errors import DataCorrupt
 
 BLOCK_COUNT = 40_000
@@ -116,6 +118,19 @@ def test_a_record_for_every_block_fits_whatever_their_number(make: Make) -> None
         records.put_many(*_records(list(range(block_count - 1))))
         _check(records, set(range(block_count)), 0, block_count)
         records.close()
+
+
+def test_a_put_that_rearranges_much_is_announced_as_slow(make: Make) -> None:
+    records = make(BLOCK_COUNT)
+    assert records.is_quick(1)
+    assert not records.is_quick(PIECE_ENTRIES + 1)
+    slow = 0
+    for block in range(0, BLOCK_COUNT, 200):
+        slow += not records.is_quick(200)
+        records.put_many(*_records(list(range(block, block + 200))))
+    rearranges = type(records) in (HashMap, OrderedMap)
+    assert (slow > 0) == rearranges
+    assert slow < BLOCK_COUNT // 200 // 10
 
 
 def test_blocks_of_a_huge_volume_are_told_apart(make: Make) -> None:

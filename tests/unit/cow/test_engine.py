@@ -129,7 +129,7 @@ def test_a_trim_of_unwritten_space_costs_no_room(tmp_path: Path) -> None:
         await rig.snapshot("s")
         rig.engine.trim(0, rig.size)
         await rig.engine.flush()
-        statistics = await rig.engine.statistics("s")
+        statistics = rig.engine.statistics("s")
         assert statistics.blocks_preserved == rig.size // rig.block_size
         assert statistics.reclaimable_size == 0
         assert next(iter(rig.device("s").extents(0, rig.size))).hole
@@ -170,7 +170,7 @@ def test_statistics_say_exactly_what_a_deletion_gives_back(tmp_path: Path) -> No
         choose.shuffle(names)
         for name in names:
             before = rig.stores.list()[0].used_size
-            expected = (await rig.engine.statistics(name)).reclaimable_size
+            expected = rig.engine.statistics(name).reclaimable_size
             await rig.engine.delete(name)
             assert before - rig.stores.list()[0].used_size == expected
         assert rig.stores.list()[0].used_size == 0

@@ -394,9 +394,9 @@ def test_what_is_reclaimable_is_what_deleting_all_but_protected_snapshots_gives_
             await rig.snapshot(name)
         _fill(rig, choose)
         await rig.engine.flush()
-        assert (await rig.engine.reclaimable())[number] == rig.stores.list()[0].used_size
+        assert rig.engine.reclaimable()[number] == rig.stores.list()[0].used_size
         await rig.engine.protect("kept", True)
-        expected = (await rig.engine.reclaimable())[number]
+        expected = rig.engine.reclaimable()[number]
         before = rig.stores.list()[0].used_size
         for name in ("c", "a", "b"):
             await rig.engine.delete(name)
