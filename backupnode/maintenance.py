@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Awaitable, Callable
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from stillpoint.errors import NotFound, Refused, StillpointError
 
@@ -18,6 +19,9 @@ from .repository import BackupId, BackupRecord, Repository
 from .retention import RetentionPolicy, kept
 
 logger = logging.getLogger(__name__)
+
+# How long what an interrupted backup left keeps its space.
+_PARTIAL_AGE_NS: Final = 30 * 86400 * 1_000_000_000
 
 
 class Verdict(NamedTuple):
@@ -31,11 +35,17 @@ class Maintenance:
     """`forget`: deletes one backup, with its export."""
 
     def __init__(
-        self, repository: Repository, policy: RetentionPolicy, forget: Callable[[BackupId], Awaitable[None]]
+        self,
+        repository: Repository,
+        policy: RetentionPolicy,
+        forget: Callable[[BackupId], Awaitable[None]],
+        *,
+        clock: Callable[[], int] = time.time_ns,
     ) -> None:
         self._repository = repository
         self._policy = policy
         self._forget = forget
+        self._clock = clock
         self._wanted = asyncio.Event()
         # Deletions come one at a time, so that two of them never go below the minimum together.
         self._turn = asyncio.Lock()
@@ -51,6 +61,7 @@ class Maintenance:
             try:
                 if not self._policy.keeps_everything:
                     await self.prune()
+                await self._forget_old_partials()
                 report = await self._repository.collect()
             except StillpointError as error:
                 logger.warning("the repository could not be tidied: %s", error)
@@ -59,6 +70,14 @@ class Maintenance:
                 "collected what no backup needs",
                 extra={"deleted_bytes": report.deleted_bytes, "pending_bytes": report.pending_bytes},
             )
+
+    async def _forget_old_partials(self) -> None:
+        """Of volumes that nobody backs up any more. One that is forgotten too early costs a longer backup."""
+        for volume in await self._repository.partial_volumes():
+            partial = await self._repository.partial(volume)
+            if partial is None or self._clock() - partial.record.finished_ns > _PARTIAL_AGE_NS:
+                logger.info("forgetting what an interrupted backup left", extra={"volume": volume})
+                await self._repository.forget_partial(volume)
 
     async def delete(self, backup: BackupId) -> None:
         """Raises NotFound, and Refused for a protected one or one of the last that its volume must have."""

@@ -79,7 +79,7 @@ async def _serve(
             logger.info(
                 "backup node serves", extra={"grpc": str(server.address), "nbd": nbd_address, "pid": os.getpid()}
             )
-            metrics = Metrics(repository, puller, nbd)
+            metrics = Metrics(repository, puller, nbd, service.scheduler)
             try:
                 async with (
                     _background(_sweep(puller)),

@@ -83,6 +83,11 @@ class Puller:
     def running(self) -> int:
         return len(self._running)
 
+    @property
+    def throttle_rate(self) -> float:
+        """Bytes per second that all backups together may read now; 0: not limited."""
+        return self._throttle.rate
+
     def is_running(self, volume: str) -> bool:
         return volume in self._running
 

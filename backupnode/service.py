@@ -53,7 +53,7 @@ class BackupService(CatalogCalls, ReadingCalls, ScheduleCalls, backup_pb2_grpc.B
         self._executor = executor
         self._node = config.node
         self._maintenance = Maintenance(repository, config.retention, self._forget)
-        self._scheduler = Scheduler(
+        self.scheduler = Scheduler(
             config.schedules,
             config.state_dir / "schedules.json",
             self._back_up,
@@ -76,7 +76,7 @@ class BackupService(CatalogCalls, ReadingCalls, ScheduleCalls, backup_pb2_grpc.B
 
     async def keep_schedules(self) -> None:
         """Back up when it is time. Until cancelled; what runs then has cleaned up."""
-        await self._scheduler.run()
+        await self.scheduler.run()
 
     async def stop(self) -> None:
         """Cancel the jobs and wait until each has cleaned up after itself."""

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import random
+import time
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from backupnode.maintenance import Maintenance
 from backupnode.puller import Puller
 from backupnode.repository import BackupRecord, Origin, Partial, Region, open_directory
 from backupnode.repository.writer import PackWriter
+from backupnode.retention import RetentionPolicy
 from backupnode.starts import Start, starts
 from stillpoint.devices import MemoryDevice
 from stillpoint.errors import PeerUnavailable, Refused
@@ -20,7 +23,7 @@ from tests.conformance.test_repositories import read_all
 from tests.support.standby import Fault
 from tests.unit.backupnode.test_incremental import MIB, QUICK, SIZE, Bench, ignore, with_bench
 
-CHUNK = 256 << 10
+DAY = 86400 * 1_000_000_000
 
 
 def packs(bench: Bench) -> list[Path]:
@@ -130,6 +133,27 @@ def test_collections_keep_what_an_interrupted_backup_has_until_it_is_forgotten(t
         await bench.repository.collect()
         assert not packs(bench)
         await bench.back_up()
+
+    with_bench(tmp_path, body)
+
+
+def test_what_nobody_took_up_for_a_month_is_forgotten(tmp_path: Path) -> None:
+    async def body(bench: Bench) -> None:
+        await interrupted(bench, 6 * MIB)
+
+        async def tidy(after_ns: int) -> None:
+            clock = time.time_ns() + after_ns
+            maintenance = Maintenance(bench.repository, RetentionPolicy(), bench.repository.delete, clock=lambda: clock)
+            maintenance.ask()
+            task = asyncio.create_task(maintenance.run())
+            await asyncio.sleep(0.3)
+            task.cancel()
+            await asyncio.wait([task])
+
+        await tidy(29 * DAY)
+        assert await bench.repository.partial_volumes() == ["vol1"] and packs(bench)
+        await tidy(31 * DAY)
+        assert not await bench.repository.partial_volumes() and not packs(bench)
 
     with_bench(tmp_path, body)
 
