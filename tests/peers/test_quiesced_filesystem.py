@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 import subprocess
 import time
@@ -14,6 +15,7 @@ import yaml
 
 from stillpoint.cli.cluster import load_cluster
 from stillpoint.cli.nodes import Nodes
+from stillpoint.errors import Refused
 from stillpoint.wire.v1 import primary_pb2
 from tests.support import filesystems
 from tests.support.cluster import LocalCluster
@@ -70,7 +72,13 @@ def freeze(cluster: LocalCluster) -> None:
     async def call() -> None:
         async with Nodes(load_cluster(cluster.cluster_file)) as nodes:
             request = primary_pb2.FreezeRequest(volumes=["fs"])
-            await nodes.primary.call("Freeze", request, primary_pb2.FreezeId)
+            for _ in range(50):
+                # Just after a thaw at the limit the primary may not have heard of it yet.
+                with contextlib.suppress(Refused):
+                    await nodes.primary.call("Freeze", request, primary_pb2.FreezeId)
+                    return
+                await asyncio.sleep(0.1)
+            pytest.fail("it cannot be frozen")
 
     asyncio.run(call())
 
