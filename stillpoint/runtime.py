@@ -10,6 +10,7 @@ import asyncio
 import fcntl
 import logging
 import os
+import resource
 import signal
 import sys
 import time
@@ -160,7 +161,13 @@ def run_node(
 
 
 def run_until_stopped(node: str, main: Callable[[asyncio.Event], Awaitable[None]]) -> int:
-    """Run `main` on uvloop until it returns; SIGTERM and SIGINT set its event. Returns the exit code."""
+    """Run `main` on uvloop until it returns; SIGTERM and SIGINT set its event. Returns the exit code.
+
+    The process, and what it starts, may from then on open as many files as the system lets it.
+    """
+    # Each live snapshot holds two descriptors, and 1024, the usual soft limit, is for those who still use select().
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
     async def body() -> None:
         stop = asyncio.Event()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import socket
 import subprocess
 import sys
@@ -194,3 +195,18 @@ def test_two_ups_at_once_make_one_cluster(tmp_path: Path) -> None:
 def test_the_nodes_outlive_the_shell_that_started_them(own_cluster: LocalCluster) -> None:
     for pid in pids(own_cluster.env).values():
         assert os.getsid(pid) == pid
+
+
+def test_a_standby_and_its_export_process_may_open_as_many_files_as_the_system_lets_them(
+    own_cluster: LocalCluster,
+) -> None:
+    own_cluster.kill("standby")
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (512, hard))
+    try:
+        own_cluster.start("standby")
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    standby = own_cluster.env["standby"]
+    for pid in (standby["pid"], standby["export_pid"]):
+        assert resource.prlimit(pid, resource.RLIMIT_NOFILE) == (hard, hard)
