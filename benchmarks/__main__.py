@@ -11,6 +11,7 @@ ALL = (
     "channel",
     "nbd",
     "mirror",
+    "tls",
     "snapshots",
     "association",
     "preserve",

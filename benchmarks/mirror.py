@@ -60,9 +60,13 @@ def standbyctl(*arguments: str) -> Any:
 
 
 @contextlib.contextmanager
-def stillpoint_pair(folder: Path, carrier: str, *, size: int = SIZE) -> Iterator[str]:
-    """A cluster in `folder` with one volume, written once so that every page exists; yields the volume's URI."""
-    standbyctl("local", "up", "--dir", str(folder), "--volume", f"bench:{size}", "--carrier", carrier)
+def stillpoint_pair(folder: Path, carrier: str, *, size: int = SIZE, tls: bool = False) -> Iterator[str]:
+    """A cluster in `folder` with one volume, written once so that every page exists; yields the volume's URI.
+
+    tls: on the data link; without, as the pair of qemu's that it is compared with. `benchmarks.tls` compares the two.
+    """
+    security = [] if tls else ["--insecure"]
+    standbyctl("local", "up", "--dir", str(folder), "--volume", f"bench:{size}", "--carrier", carrier, *security)
     try:
         uri = f"{standbyctl('local', 'env', '--dir', str(folder))['primary']['nbd']}/bench"
         fio(uri, mode="write", block_size="1m", depth=8, seconds=2.0, size=str(size))

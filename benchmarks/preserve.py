@@ -119,7 +119,7 @@ class Stillpoint:
 
 @contextlib.contextmanager
 def stillpoint(folder: Path, toucher: Toucher, block_size: int) -> Iterator[Stillpoint]:
-    standbyctl("local", "up", "--dir", str(folder))
+    standbyctl("local", "up", "--dir", str(folder), "--insecure")  # as the qemu pair beside it
     try:
         environment = standbyctl("local", "env", "--dir", str(folder))
         arguments = ["volume", "create", "bench", "--size", str(SIZE), "--block-size", str(block_size)]

@@ -143,10 +143,23 @@ class FioResult:
 
 
 def fio(
-    uri: str, *, mode: str, block_size: str = "4k", depth: int = 32, seconds: float = 3.0, size: str = "", jobs: int = 1
+    uri: str,
+    *,
+    mode: str,
+    block_size: str = "4k",
+    depth: int = 32,
+    seconds: float = 3.0,
+    size: str = "",
+    jobs: int = 1,
+    home: Path | None = None,
 ) -> FioResult:
-    """Run fio's nbd engine. mode: fio's `rw`, such as randread."""
+    """Run fio's nbd engine. mode: fio's `rw`, such as randread.
+
+    home: of the user `nobody`, as whom it then runs. fio lets no URI name certificates, and libnbd looks for those of
+    any user but root in `.pki/libnbd` there.
+    """
     command = [
+        *(["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "env", f"HOME={home}"] if home else []),
         "fio", "--name=run", "--ioengine=nbd", f"--uri={uri}", f"--rw={mode}", f"--bs={block_size}",
         f"--iodepth={depth}", "--time_based", f"--runtime={seconds}", "--ramp_time=0.5", "--output-format=json",
         f"--numjobs={jobs}", "--group_reporting", "--randrepeat=0", "--norandommap",
@@ -156,6 +169,7 @@ def fio(
     if size:
         command.append(f"--size={size}")
     with tempfile.TemporaryDirectory(prefix="stillpoint-fio-") as folder:
+        Path(folder).chmod(0o777)
         run = subprocess.run(command, capture_output=True, text=True, cwd=folder, timeout=seconds * 5 + 60, check=False)
     if run.returncode != 0:
         raise BenchmarkError(f"fio failed on {uri}: {run.stderr.strip() or run.stdout.strip()}")

@@ -32,6 +32,7 @@ Buffer = bytes | bytearray | memoryview
 _IOV_MAX = 1024
 # A TLS record is at most 16 KiB; larger writes are cut by OpenSSL anyway, and each call copies into its record buffer.
 _TLS_WRITE_SIZE = 256 * 1024
+_TLS_READ_SIZE = 256 * 1024
 # Turns of the receive loop before other channels of the process get theirs.
 _RECEIVE_TURNS = 4
 
@@ -179,7 +180,7 @@ class Channel:
                         return
                 target = self._view[self._end :]
             try:
-                count = self._socket.recv_into(target)
+                count = self._receive_records(target) if self._tls else self._socket.recv_into(target)
             except (BlockingIOError, InterruptedError, ssl.SSLWantReadError):
                 return
             except ssl.SSLWantWriteError:
@@ -200,6 +201,20 @@ class Channel:
         # uvloop reports a reset that comes together with data once, and then never again: only a socket that said it
         # is empty may be left to the loop.
         self._loop.call_soon(self._read_on)
+
+    def _receive_records(self, target: memoryview) -> int:
+        """Each receive of an SSLSocket takes one record, and the requests in one are few: take several at once."""
+        total = self._socket.recv_into(target)
+        size = min(len(target), _TLS_READ_SIZE)
+        try:
+            while 0 < total < size:
+                count = self._socket.recv_into(target[total:])
+                if not count:
+                    break
+                total += count
+        except OSError:
+            pass  # no more for now; what is an end or an error is met again by the next receive
+        return total
 
     def _read_on(self) -> None:
         if self._reading:

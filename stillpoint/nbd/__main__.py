@@ -12,8 +12,12 @@ from pathlib import Path
 
 import uvloop
 
+from ..config import NbdTls, TlsConfig
 from ..devices import BlockDevice, open_device
 from ..errors import StillpointError
+from ..security.authorization import Exports
+from ..tls import Credentials
+from .access import Access
 from .export import DeviceExport
 from .listen import activated_sockets, listen_tcp, listen_unix, uri
 from .server import NbdServer
@@ -50,6 +54,9 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: loopback)")
     parser.add_argument("--port", type=int, default=0, help="TCP port (default: a free one)")
     parser.add_argument("--unix", type=Path, metavar="PATH", help="listen on a Unix socket instead")
+    parser.add_argument(
+        "--tls", type=Path, metavar="FOLDER", help="certificates; clients must use TLS then, with a role for volumes"
+    )
     parser.add_argument("--read-only", action="store_true", help="answer writes with a permission error")
     options = parser.parse_args(arguments)
     if not 0 <= options.port <= 65535:
@@ -65,10 +72,14 @@ async def _serve(device: BlockDevice, options: argparse.Namespace) -> None:
     activated = activated_sockets()
     listeners = activated or [listen_unix(options.unix) if options.unix else listen_tcp(options.host, options.port)]
     address = uri(listeners[0], options.export)
+    tls = TlsConfig(options.tls, NbdTls.REQUIRE) if options.tls else None
+    access = Access.to(Exports.VOLUMES, Credentials(options.tls) if options.tls else None, tls)
+    if access is not None:
+        address = address.replace("nbd", "nbds", 1)
     # Not a `with`: leaving one would wait for a thread that a dying disk may never let go.
     executor = ThreadPoolExecutor(_THREADS, thread_name_prefix="nbd")
     export = DeviceExport(options.export, device, executor, description=device.description)
-    server = NbdServer({options.export: export}, executor)
+    server = NbdServer({options.export: export}, executor, access=access)
     server.listen(listeners)
     if not activated:  # whoever handed us the sockets knows where they are, and owns standard output
         print(address, flush=True)
