@@ -3,8 +3,9 @@
     python -m benchmarks.tls [--rounds N] [--seconds S] [--only TEXT]
 
 Files on tmpfs; fio's nbd engine is the client. It decrypts too, on the same cores, so nbdkit's file plugin with and
-without TLS stands beside ours: the last column is its ratio with the same client. Needs root, because fio takes certificates only from a home directory
-(`support.fio`). For the mirrored writes the clients' side is in plaintext for both: what differs is the data link.
+without TLS stands beside ours: the last column is its ratio with the same client. Needs root, because fio takes
+certificates only from a home directory (`support.fio`). For the mirrored writes the clients' side is in plaintext for
+both: what differs is the data link.
 """
 
 from __future__ import annotations
