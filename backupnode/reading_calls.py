@@ -83,7 +83,13 @@ class ReadingCalls:
         async def job(report: Report) -> None:
             reader = await asyncio.to_thread(self._repository.open, backup)
             try:
-                target = await open_target(request.target, size=reader.record.origin.size, force=request.force)
+                target = await open_target(
+                    request.target,
+                    size=reader.record.origin.size,
+                    force=request.force,
+                    differences=request.differences,
+                    verify=request.verify,
+                )
                 await restore(reader, target, self._executor, report)
             finally:
                 reader.close()

@@ -2,7 +2,7 @@
 
     python -m backupnode.rescue REPOSITORY                        list the backups
     python -m backupnode.rescue REPOSITORY BACKUP TARGET|-        restore one, to a file, device, nbd:// URI or stdout
-    options: --force  --passphrase-file FILE  --key-file FILE  --recovery-form FILE
+    options: --force  --differences  --verify  --passphrase-file FILE  --key-file FILE  --recovery-form FILE
     for a bucket, s3://BUCKET/PREFIX: --s3-endpoint URL  --s3-region NAME  --s3-credentials-file FILE
 
 The directory may be mounted read-only and may lack everything but the file `repository`, `manifests/` and `packs/`. A
@@ -16,18 +16,14 @@ import asyncio
 import os
 import sys
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import aclosing
 
 from stillpoint.errors import StillpointError
-from stillpoint.target import open_target
+from stillpoint.target import StreamTarget, open_target
 
 from .opening import add_options, secret_of, storage_of
 from .progress import Progress
 from .repository import BackupReader, ReadOnlyRepository, parse_backup_id
 from .restore import restore
-from .streaming import stream
-
-_ZEROES = bytes(1 << 20)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -38,6 +34,10 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--force", action="store_true", help="overwrite a file that exists or a device that is not empty"
     )
+    parser.add_argument(
+        "--differences", action="store_true", help="the target holds an older state: overwrite only what differs"
+    )
+    parser.add_argument("--verify", action="store_true", help="read everything back before it counts as complete")
     options = parser.parse_args(arguments)
     if options.backup is not None and options.target is None:
         parser.error("a backup needs a target")
@@ -47,7 +47,7 @@ def main(arguments: list[str] | None = None) -> int:
             _list(repository)
         else:
             reader = repository.open(parse_backup_id(options.backup))
-            asyncio.run(_restore(reader, options.target, force=options.force))
+            asyncio.run(_restore(reader, options))
     except (StillpointError, OSError) as error:
         print(f"backupnode.rescue: {error}", file=sys.stderr)
         return 1
@@ -62,26 +62,20 @@ def _list(repository: ReadOnlyRepository) -> None:
         print(f"{backup}\tdamaged")
 
 
-async def _restore(reader: BackupReader, target: str, *, force: bool) -> None:
+async def _restore(reader: BackupReader, options: argparse.Namespace) -> None:
     with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
-        if target == "-":
-            await _to_stdout(reader, pool)
+        if options.target == "-":
+            await restore(reader, StreamTarget(sys.stdout.buffer), pool, _ignore)
             return
-        opened = await open_target(target, size=reader.record.origin.size, force=force)
+        opened = await open_target(
+            options.target,
+            size=reader.record.origin.size,
+            force=options.force,
+            differences=options.differences,
+            verify=options.verify,
+        )
         await restore(reader, opened, pool, _ignore)
-    print(f"{target}: restored {reader.record.id}", file=sys.stderr)
-
-
-async def _to_stdout(reader: BackupReader, pool: ThreadPoolExecutor) -> None:
-    output = sys.stdout.buffer
-    async with aclosing(stream(reader, pool)) as pieces:
-        async for piece in pieces:
-            if piece.data is not None:
-                output.write(piece.data)
-                continue
-            for start in range(0, piece.length, len(_ZEROES)):
-                output.write(_ZEROES[: piece.length - start])
-    output.flush()
+    print(f"{options.target}: restored {reader.record.id}", file=sys.stderr)
 
 
 def _ignore(_: Progress) -> None:

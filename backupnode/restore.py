@@ -21,7 +21,6 @@ async def restore(reader: BackupReader, target: Target, executor: Executor, repo
     Raises DataCorrupt at the first damaged chunk, and what the target raises.
     """
     size = reader.record.origin.size
-    moved = 0
     try:
         async with aclosing(stream(reader, executor)) as pieces:
             async for piece in pieces:
@@ -29,8 +28,7 @@ async def restore(reader: BackupReader, target: Target, executor: Executor, repo
                     await target.zeroes(piece.offset, piece.length)
                 else:
                     await target.write(piece.offset, piece.data)
-                    moved += piece.length
-                report(Progress("restore", piece.offset + piece.length, size, moved))
+                report(Progress("restore", piece.offset + piece.length, size, target.written_bytes))
         await target.finish()
     except BaseException:
         await target.abort()

@@ -6,12 +6,12 @@ import click
 
 from ..config import format_size
 from ..wire.v1 import backup_pb2, common_pb2
-from .backup_calls import backup_document, follow, get_backup, list_backups, ratio, run_backup
+from .backup_calls import backup_document, get_backup, list_backups, ratio, run_backup
+from .backup_restore import extract, restore
 from .backup_schedule import schedule
 from .backup_upkeep import check, gc, prune, verify
 from .command import Group, Invocation, asynchronous, confirm, pass_invocation, yes_option
-from .output import Output, format_age, format_rate, format_seconds, iso_time, plural
-from .restore import restore_here
+from .output import format_age, format_rate, format_seconds, iso_time, plural
 
 # Unique and shared bytes are counted over the indices of all backups.
 _USAGE_TIMEOUT_S = 600.0
@@ -25,7 +25,7 @@ def backup() -> None:
     """
 
 
-for command in (verify, check, prune, gc, schedule):
+for command in (restore, extract, verify, check, prune, gc, schedule):
     backup.add_command(command)
 
 
@@ -199,39 +199,6 @@ async def _protect(invocation: Invocation, backup_id: str, *, protected: bool) -
         invocation.output.line(
             f"backup {backup_id} is {'protected' if changed.protected else 'not protected any more'}"
         )
-
-
-@backup.command()
-@click.argument("backup_id", metavar="BACKUP")
-@click.argument("target")
-@click.option("--force", is_flag=True, help="Overwrite a file that exists, or a device that is not empty.")
-@click.option("--on-node", is_flag=True, help="TARGET is as the backup node sees it, and the node writes it itself.")
-@pass_invocation
-@asynchronous
-async def restore(invocation: Invocation, backup_id: str, target: str, force: bool, on_node: bool) -> None:
-    """Write a backup to TARGET: a file, a block device or an nbd:// URI.
-
-    \b
-    Example: standbyctl backup restore ID out.img
-             standbyctl backup restore ID nbd://127.0.0.1:10809/vol1 --force
-    """
-    output = invocation.output
-    async with invocation.nodes() as nodes:
-        shown = await get_backup(nodes, backup_id)
-        with output.progress(f"restoring {backup_id}", shown.size) as bar:
-            if on_node:
-                request = backup_pb2.RestoreBackupRequest(id=backup_id, target=target, force=force)
-                written = await follow(nodes, "RestoreBackup", request, bar)
-            else:
-                written = await restore_here(nodes, shown, target, force=force, bar=bar)
-    _report_restore(output, shown, target, written)
-
-
-def _report_restore(output: Output, backup: backup_pb2.Backup, target: str, written_bytes: int) -> None:
-    if output.as_json:
-        output.document({"id": backup.id, "target": target, "size": backup.size, "written_bytes": written_bytes})
-    else:
-        output.line(f"{target}: {format_size(backup.size)} of {backup.volume} as of {iso_time(backup.snapshot_ns)}")
 
 
 @backup.command()

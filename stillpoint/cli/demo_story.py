@@ -14,6 +14,7 @@ from typing import Any
 from ..config import format_size
 from ..errors import StillpointError
 from ..nbd.client import NbdClient
+from ..target import open_target
 from ..wire.v1 import backup_pb2, primary_pb2, standby_pb2
 from . import demo_image
 from .backup_calls import run_backup
@@ -126,7 +127,8 @@ class Story:
             backup = await self._use_volume(nodes, image, writer)
             with narrator.step("Restore the backup to a file"):
                 with narrator.output.progress("      restoring", backup.size) as bar:
-                    await restore_here(nodes, backup, str(self._restored), force=False, bar=bar)
+                    target = await open_target(str(self._restored), size=backup.size)
+                    await restore_here(nodes, backup, target, bar)
         with narrator.step("Compare bit for bit, check the filesystem (e2fsck -fn), read a file back (debugfs)"):
             await asyncio.to_thread(self._prove, image, writer)
 

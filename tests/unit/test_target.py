@@ -7,16 +7,17 @@ import errno
 import os
 import random
 import subprocess
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 
 import pytest
 
-from stillpoint.devices import FileDevice, MemoryDevice
+from stillpoint.devices import Buffer, FileDevice, MemoryDevice
 from stillpoint.errors import (
     AlreadyExists,
+    DataCorrupt,
     DeviceError,
     InUse,
     InvalidRequest,
@@ -303,3 +304,89 @@ def test_a_file_system_without_links_works_too(tmp_path: Path, monkeypatch: pyte
     asyncio.run(write_image(str(tmp_path / "out.img")))
     assert (tmp_path / "out.img").read_bytes() == IMAGE
     assert os.listdir(tmp_path) == ["out.img"]
+
+
+CHANGED = IMAGE[: 2 << 20] + bytes(100_000) + IMAGE[(2 << 20) + 100_000 : SIZE - 70_000] + b"x" * 70_000
+
+
+async def write_differences(target: str, image: bytes, *, verify: bool = False, finish: bool = True) -> int:
+    opened = await open_target(target, size=len(image), differences=True, verify=verify)
+    for offset in range(0, len(image), 700_000):
+        piece = image[offset : offset + 700_000]
+        await (opened.write(offset, piece) if any(piece) else opened.zeroes(offset, len(piece)))
+    await (opened.finish() if finish else opened.abort())
+    return opened.written_bytes
+
+
+@pytest.mark.parametrize("verify", [False, True])
+@pytest.mark.parametrize("older", [IMAGE, IMAGE + b"longer" * 1000, IMAGE[: 1 << 20], b"", None])
+def test_over_an_older_state_only_what_differs_is_written(tmp_path: Path, older: bytes | None, verify: bool) -> None:
+    path = tmp_path / "out.img"
+    if older is not None:
+        path.write_bytes(older)
+    written = asyncio.run(write_differences(str(path), CHANGED, verify=verify))
+    assert path.read_bytes() == CHANGED
+    assert os.listdir(tmp_path) == ["out.img"]
+    if older and older.startswith(IMAGE):
+        assert written < 4 * 64 * 1024 + 100_000 + 70_000
+
+
+def test_over_an_older_state_a_failed_restore_never_looks_complete_and_the_next_goes_on(tmp_path: Path) -> None:
+    path = tmp_path / "out.img"
+    path.write_bytes(IMAGE)
+
+    async def begin() -> None:
+        target = await open_target(str(path), size=SIZE, differences=True)
+        assert os.listdir(tmp_path) == ["out.img.partial"]
+        await target.write(0, b"y" * (1 << 20))
+        await target.abort()
+
+    asyncio.run(begin())
+    assert os.listdir(tmp_path) == ["out.img.partial"]
+    written = asyncio.run(write_differences(str(path), IMAGE))
+    assert os.listdir(tmp_path) == ["out.img"] and path.read_bytes() == IMAGE
+    assert 1 << 20 <= written <= (1 << 20) + (64 << 10)
+
+
+def test_over_an_older_state_in_use_nothing_is_touched(tmp_path: Path) -> None:
+    held = FileDevice.create(tmp_path / "disk", SIZE)
+    with pytest.raises(InUse):
+        asyncio.run(write_differences(str(tmp_path / "disk"), IMAGE))
+    held.close()
+    assert os.listdir(tmp_path) == ["disk"]
+
+
+@pytest.mark.parametrize("verify", [False, True])
+def test_over_an_older_state_of_an_nbd_export_only_what_differs_is_written(verify: bool) -> None:
+    async def main() -> None:
+        device = MemoryDevice(8 << 20)
+        device.write(0, [IMAGE + b"\xee" * (device.size - SIZE)])
+        async with nbd_server(device) as name:
+            written = await write_differences(name, CHANGED, verify=verify)
+        assert contents_of(device) == CHANGED + b"\xee" * (device.size - SIZE)
+        assert written < (1 << 20) + 4 * 64 * 1024 + 170_000  # the first MiB is always written
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("place", [10, (2 << 20) + 5, (3 << 20) + 100])
+def test_a_byte_that_does_not_read_back_as_it_was_written_fails_the_restore(place: int) -> None:
+    """In what was held back, in data, and where zeroes are due."""
+
+    class Forgetful(MemoryDevice):
+        def write(self, offset: int, buffers: Sequence[Buffer]) -> None:
+            super().write(offset, buffers)
+            super().write(place, [b"?"])
+
+    async def main() -> None:
+        device = Forgetful(8 << 20)
+        async with nbd_server(device) as name:
+            target = await open_target(name, size=SIZE, force=True, verify=True)
+            await target.write(0, IMAGE[: 3 << 20])
+            await target.zeroes(3 << 20, 1 << 20)
+            await target.write(4 << 20, IMAGE[4 << 20 :])
+            with pytest.raises(DataCorrupt, match="read back"):
+                await target.finish()
+            await target.abort()
+
+    asyncio.run(main())

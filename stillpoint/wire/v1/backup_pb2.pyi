@@ -224,14 +224,18 @@ class RestoreTest(_message.Message):
     def __init__(self, passed: bool = ..., detail: _Optional[str] = ..., finished_ns: _Optional[int] = ..., duration_ns: _Optional[int] = ...) -> None: ...
 
 class RestoreBackupRequest(_message.Message):
-    __slots__ = ("id", "target", "force")
+    __slots__ = ("id", "target", "force", "differences", "verify")
     ID_FIELD_NUMBER: _ClassVar[int]
     TARGET_FIELD_NUMBER: _ClassVar[int]
     FORCE_FIELD_NUMBER: _ClassVar[int]
+    DIFFERENCES_FIELD_NUMBER: _ClassVar[int]
+    VERIFY_FIELD_NUMBER: _ClassVar[int]
     id: str
     target: str
     force: bool
-    def __init__(self, id: _Optional[str] = ..., target: _Optional[str] = ..., force: bool = ...) -> None: ...
+    differences: bool
+    verify: bool
+    def __init__(self, id: _Optional[str] = ..., target: _Optional[str] = ..., force: bool = ..., differences: bool = ..., verify: bool = ...) -> None: ...
 
 class ReadBackupRequest(_message.Message):
     __slots__ = ("id",)

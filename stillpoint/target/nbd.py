@@ -7,11 +7,11 @@ from collections import deque
 from collections.abc import Coroutine
 from typing import Any, Final, Self
 
-from .devices import Buffer
-from .errors import PermissionRefused
-from .extents import Extent, split
-from .nbd.client import NbdClient
-from .nbd.constants import ExportFlag
+from ..devices import Buffer
+from ..errors import PermissionRefused
+from ..extents import Extent, split
+from ..nbd.client import NbdClient
+from ..nbd.constants import ExportFlag
 
 # Requests under way; what one of them brings home late is raised by a later call, at the latest by `flush`.
 _REQUESTS_MAX: Final = 8
