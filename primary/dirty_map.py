@@ -230,6 +230,10 @@ class DirtyMap:
     def _chunks(self, extent: Extent) -> npt.NDArray[np.uint8]:
         return self._array[extent.offset >> CHUNK_SHIFT : (extent.end + CHUNK_SIZE - 1) >> CHUNK_SHIFT]
 
+    def is_sent(self, extent: Extent) -> bool:
+        """Whether the mirror was sent all that was written to this range."""
+        return not (self._chunks(extent) == _DIRTY).any()
+
     def mark_dirty(self, extent: Extent) -> None:
         """The mirror must be sent this, whatever the map says now. Over a power loss only after `persist`."""
         part = self._chunks(extent)

@@ -44,6 +44,7 @@ from .flusher import Flusher
 from .gate import Gate, LossPolicy
 from .hot_extents import EXTENT_SHIFT, USED, HotExtents
 from .requests import PartedReplier, Request, answer
+from .rescue import ReadRescue, Watched
 from .sender import Sender
 from .write_intent import WriteIntent
 
@@ -66,16 +67,6 @@ class CongestionPolicy(enum.Enum):
 
     BLOCK = "block"  # writes wait for room
     DETACH = "detach"  # the standby is detached, and gets what it lacks when it attaches again
-
-
-class Reading:
-    """A range that is read in a thread; `disturbed` when it was written to meanwhile."""
-
-    __slots__ = ("disturbed", "end", "offset")
-
-    def __init__(self, extent: Extent) -> None:
-        self.offset, self.end = extent.offset, extent.end
-        self.disturbed = False
 
 
 # What the local device still has to do for the batch: the work, the request that reports its failure, and the range.
@@ -126,10 +117,11 @@ class MirroredDevice:
             intent.failed = self._fail
         self._async_queue_bytes = async_queue_bytes
         self._standbys: tuple[AttachedStandby, ...] = ()
-        self._readings: list[Reading] = []
+        self._watched: list[Watched] = []
         # Bound once: one call less for each read.
         self.try_read_into = device.try_read_into
-        self.read_into = device.read_into
+        self.rescue = ReadRescue(name, device, lambda: self._standbys, self.watching)
+        self.read_into = self.rescue.read_into
         self._began = 0.0  # when the batch in hand had arrived; 0.0: none is in hand
         self._local: list[_LocalWork] = []
         self._answer_now: list[Request] = []
@@ -142,19 +134,19 @@ class MirroredDevice:
         return self._device.extents(offset, length)
 
     @contextlib.contextmanager
-    def watching(self, extent: Extent) -> Iterator[Reading]:
+    def watching(self, extent: Extent) -> Iterator[Watched]:
         """While it lasts, a write into `extent` is noted as `disturbed`."""
-        reading = Reading(extent)
-        self._readings.append(reading)
+        watched = Watched(extent)
+        self._watched.append(watched)
         try:
-            yield reading
+            yield watched
         finally:
-            self._readings.remove(reading)
+            self._watched.remove(watched)
 
     def _disturb(self, offset: int, length: int) -> None:
-        for reading in self._readings:
-            if offset < reading.end and reading.offset < offset + length:
-                reading.disturbed = True
+        for watched in self._watched:
+            if offset < watched.end and watched.offset < offset + length:
+                watched.disturbed = True
 
     # --- changing
 
@@ -189,7 +181,7 @@ class MirroredDevice:
                 return
         for dirty in self._maps:
             dirty.mark(offset, length)
-        if self._readings:
+        if self._watched:
             self._disturb(offset, length)
         request = Request(replier, cookie, began, self.traffic.write_latency)
         flushed = fua or self.mode is AckMode.DURABLE
@@ -238,7 +230,7 @@ class MirroredDevice:
                 return
         for dirty in self._maps:
             dirty.mark(offset, length)
-        if self._readings:
+        if self._watched:
             self._disturb(offset, length)
         request = Request(replier, cookie, began, self.traffic.write_latency)
         flushed = fua or self.mode is AckMode.DURABLE

@@ -9,12 +9,14 @@ Invariants
 from __future__ import annotations
 
 import asyncio
+import errno
 from collections import deque
 from collections.abc import Callable
 
-from stillpoint.errors import PeerUnavailable, ProtocolError
+from stillpoint.errors import DeviceError, PeerUnavailable, ProtocolError
 from stillpoint.link.base import Link
 from stillpoint.link.frames import (
+    FAILED,
     MAX_PAYLOAD_SIZE,
     RESYNC,
     WRITE,
@@ -52,6 +54,8 @@ class Sender:
         self.heard_at = self._loop.time()
         self.adopted = asyncio.Event()  # the standby has made the session durable and taken the link
         self.verdicts: Callable[[int, int, Verdict], None] | None = None
+        self._questions: dict[int, asyncio.Future[bytes]] = {}  # by number: reads that are not answered yet
+        self._question = 0
         self._ended = False
         self._moved = asyncio.Event()
 
@@ -100,6 +104,33 @@ class Sender:
         header = encode_header(FrameType.VERIFY, 0, self._epoch, self.session, 0, offset, length, digest)
         self._link.send_owned(header, digest)
         self._link.flush()
+
+    def read(self, offset: int, length: int) -> asyncio.Future[bytes]:
+        """The mirror's content of the range, at most 1 MiB, with all that was sent before.
+
+        Raises DeviceError when the standby cannot read it, PeerUnavailable when the link ends first.
+        """
+        answer: asyncio.Future[bytes] = self._loop.create_future()
+        if self._link is None or self._ended:
+            answer.set_exception(PeerUnavailable("the data link ended"))
+            return answer
+        self._question += 1
+        self._questions[self._question] = answer
+        header = encode_header(FrameType.READ, 0, self._epoch, self.session, self._question, offset, length)
+        self._link.send_owned(header)
+        self._link.flush()
+        return answer
+
+    def _answered(self, question: int, flags: int, length: int, payload: memoryview) -> None:
+        answer = self._questions.pop(question, None)
+        if answer is None or answer.done():
+            return
+        if flags & FAILED:
+            answer.set_exception(DeviceError(bytes(payload).decode("utf-8", "replace"), errno.EIO))
+        elif len(payload) != length:
+            raise ProtocolError(f"the standby answered {len(payload)} bytes of {length}")
+        else:
+            answer.set_result(bytes(payload))
 
     def ping(self) -> None:
         if self._link is not None and not self._ended:
@@ -165,6 +196,8 @@ class Sender:
             self._advance(Watermarks.decode(payload))
         elif kind == FrameType.VERIFIED and self.verdicts is not None:
             self.verdicts(offset, length, Verdict(flags))
+        elif kind == FrameType.READ_DATA:
+            self._answered(sequence, flags, length, payload)
         elif kind == FrameType.ERROR:
             raise PeerUnavailable(f"the standby ended the link: {bytes(payload).decode('utf-8', 'replace')}")
         elif kind != FrameType.PONG:
@@ -192,6 +225,10 @@ class Sender:
         self._ended = True
         self._moved.set()
         self.adopted.set()
+        questions, self._questions = self._questions, {}
+        for answer in questions.values():
+            if not answer.done():
+                answer.set_exception(PeerUnavailable("the data link ended"))
         self._lost(error if error is not None else PeerUnavailable("the standby closed the data link"))
 
     @property

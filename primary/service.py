@@ -189,6 +189,8 @@ def describe(volume: Volume, node: PrimaryNode) -> primary_pb2.Volume:
         withheld_count=export.withheld_count,
         hot_bytes=volume.intent.hot_bytes if volume.intent is not None else 0,
         crash_resync_bytes_max=volume.crash_resync_bytes_max,
+        read_failures=export.rescue.failure_count,
+        repaired_bytes=export.rescue.repaired_bytes,
         pair=primary_pb2.Pair(
             state=_STATES[pair.state],
             since_ns=pair.since_ns,

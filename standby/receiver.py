@@ -14,8 +14,10 @@ import logging
 from typing import TYPE_CHECKING
 
 from stillpoint.errors import DeviceError, FencedError, ProtocolError, StillpointError
+from stillpoint.extents import Extent
 from stillpoint.link.base import Link
 from stillpoint.link.frames import (
+    FAILED,
     FLUSH,
     TRIM,
     WRITE,
@@ -28,6 +30,7 @@ from stillpoint.link.frames import (
 )
 
 from .comparer import Comparer
+from .mirror_reader import MirrorReader
 
 if TYPE_CHECKING:
     from .mirror import Mirror
@@ -54,6 +57,7 @@ class MirrorReceiver:
         self._resync_end = 0  # the sequence of a RESYNC_END not yet answered
         self._blank = mirror.record.blank
         self._comparer = Comparer(mirror.engine, mirror.device, mirror.executor, self._answer)
+        self._reader = MirrorReader(mirror.engine, mirror.device, mirror.executor, self._answer_read)
         self._flushing: asyncio.Task[None] | None = None
         self._committing: asyncio.Task[None] | None = None
         self._stage_timer: asyncio.TimerHandle | None = None
@@ -95,6 +99,9 @@ class MirrorReceiver:
         if kind == FrameType.PING:
             self._link.send_owned(encode_header(FrameType.PONG, 0, epoch, session, 0, 0, 0))
             self._link.flush()
+            return False
+        if kind == FrameType.READ:
+            self._reader.ask(sequence, offset, length)
             return False
         if kind == FrameType.VERIFY:
             self._comparer.ask(offset, length, bytes(payload))
@@ -143,6 +150,7 @@ class MirrorReceiver:
 
     def closed(self, error: Exception | None) -> None:
         self._comparer.stop()
+        self._reader.stop()
         if error is not None and not self._ended:
             self._reason = str(error) or type(error).__name__
         self._ended = True
@@ -154,6 +162,7 @@ class MirrorReceiver:
     async def end(self, reason: str) -> None:
         """Take nothing more; wait for what is running. The mirror is told."""
         self._comparer.stop()
+        self._reader.stop()
         if not self._ended:
             self._reason = reason
             self._ended = True
@@ -171,6 +180,16 @@ class MirrorReceiver:
             header = encode_header(FrameType.VERIFIED, verdict, self._epoch, self._session, 0, offset, length)
             self._link.send_owned(header)
             self._link.flush()
+
+    def _answer_read(self, question: int, extent: Extent, content: bytes, error: str) -> None:
+        if self._ended:
+            return
+        payload, flags = (error.encode()[:4096], FAILED) if error else (content, 0)
+        header = encode_header(
+            FrameType.READ_DATA, flags, self._epoch, self._session, question, extent.offset, extent.length, payload
+        )
+        self._link.send_owned(header, payload)
+        self._link.flush()
 
     def _acknowledge(self) -> None:
         watermarks = Watermarks(self.sequence, self.sequence, self.flushed_sequence).encode()

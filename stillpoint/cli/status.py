@@ -83,6 +83,11 @@ def find_problems(state: ClusterState, only: str | None = None) -> list[str]:
     for volume in state.volumes(only):
         if volume.failure:
             problems.append(f"{volume.name}: the primary's device failed: {volume.failure}")
+        if volume.read_failures:
+            problems.append(
+                f"{volume.name}: the primary's device FAILED {volume.read_failures} reads; "
+                f"{format_size(volume.repaired_bytes)} came from the standby and were written back: replace it"
+            )
         if volume.refusing or volume.suspended:
             problems.append(
                 f"{volume.name}: writes are {writers_cell(volume)}; `standbyctl mirror resume {volume.name}`"

@@ -109,6 +109,8 @@ def volume_document(volume: primary_pb2.Volume) -> dict[str, Any]:
         "withheld_count": volume.withheld_count,
         "hot_bytes": volume.hot_bytes,
         "crash_resync_bytes_max": volume.crash_resync_bytes_max,
+        "read_failures": volume.read_failures,
+        "repaired_bytes": volume.repaired_bytes,
         "pair": pair_document(volume.pair),
     }
 

@@ -69,6 +69,8 @@ class DescriptorDevice:
             except BlockingIOError:
                 return False
             except OSError as error:
+                if error.errno == errno.EIO:
+                    return False  # the slower way finds out, and its caller may know where else to read
                 if error.errno not in linux.UNSUPPORTED:
                     raise self._error("read", offset, length, error) from error
                 self._can_ask_for_cached_only = False

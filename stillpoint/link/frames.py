@@ -6,7 +6,7 @@ A frame is a header of 48 bytes, then `payload_size` bytes. Integers are little-
 |---|---|---|---|
 | 0 | 4 | magic | "SPLK" |
 | 4 | 1 | type | `FrameType` |
-| 5 | 1 | flags | bit 0 RESYNC: part of a resync, not a client's write |
+| 5 | 1 | flags | bit 0 RESYNC: part of a resync, not a client's write; in a READ_DATA FAILED |
 | 6 | 2 | reserved | 0 |
 | 8 | 4 | epoch | of the volume; a frame of an older one is refused |
 | 12 | 4 | session | of the link; likewise |
@@ -36,6 +36,7 @@ MAGIC = 0x4B4C5053
 HEADER_SIZE = 48
 MAX_PAYLOAD_SIZE = 1024 * 1024
 RESYNC = 1
+FAILED = 1
 
 _HEADER = struct.Struct("<IBBHIIQQQII")
 _UNSIGNED = struct.Struct("<IBBHIIQQQI")  # the header without its checksum
@@ -58,6 +59,8 @@ class FrameType(enum.IntEnum):
     ERROR = 11  # payload: one line of text; the sender closes the link
     VERIFY = 12  # payload: the digest of the range at this point of the stream; none: the range reads as zeroes
     VERIFIED = 13  # the range, and in flags a `Verdict`
+    READ = 14  # asks for the range, at most 1 MiB, with all that was sent before; sequence: the number of the question
+    READ_DATA = 15  # sequence: that number; payload: the content, or with the flag FAILED one line of text
 
 
 class Verdict(enum.IntEnum):

@@ -54,7 +54,7 @@ async def connect(
                 sock = await _secured(sock, credentials, address)
     except (OSError, TimeoutError) as error:
         raise PeerUnavailable(f"cannot reach the standby's data link at {address}: {_reason(error)}") from None
-    channel = Channel(sock, receiver, receive_size=64 * 1024)
+    channel = Channel(sock, receiver, receive_size=RECEIVE_SIZE)
     channel.send_owned(encode_header(FrameType.HELLO, 0, 0, 0, 0, 0, 0, token), token)
     channel.start()
     channel.flush()

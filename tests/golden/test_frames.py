@@ -8,6 +8,7 @@ import pytest
 
 from stillpoint.errors import ProtocolError
 from stillpoint.link.frames import (
+    FAILED,
     HEADER_SIZE,
     MAX_PAYLOAD_SIZE,
     FrameType,
@@ -27,6 +28,20 @@ CASES: list[tuple[Frame, str]] = [
     (
         (FrameType.TRIM, 0, 1, 2, 4, 512, 1 << 40, b""),
         "53504c4b030000000100000002000000040000000000000000020000000000000000000000010000" + "00000000" + "b8d0ad56",
+    ),
+    (
+        (FrameType.READ, 0, 7, 9, 5, 0x2000, 4096, b""),
+        "53504c4b0e0000000700000009000000050000000000000000200000000000000010000000000000000000004f09d4eb",
+    ),
+    (
+        (FrameType.READ_DATA, 0, 7, 9, 5, 0x2000, 4, b"back"),
+        "53504c4b0f000000070000000900000005000000000000000020000000000000"
+        "040000000000000004000000686cd54d" + b"back".hex(),
+    ),
+    (
+        (FrameType.READ_DATA, FAILED, 7, 9, 6, 0x2000, 4096, b"disk failed"),
+        "53504c4b0f010000070000000900000006000000000000000020000000000000"
+        "00100000000000000b000000dfbcb76f" + b"disk failed".hex(),
     ),
 ]
 

@@ -126,3 +126,19 @@ def test_a_store_whose_disk_fails_costs_its_snapshots_and_not_the_mirror(pair: L
     finally:
         pair.down()
         run("umount", str(folder))
+
+
+def test_a_primary_whose_disk_cannot_be_read_serves_from_the_standby_and_says_so(
+    pair: LocalCluster, tmp_path: Path
+) -> None:
+    content = fill(pair, 6)
+    with failing(pid_of(pair, "primary"), "preadv,preadv2,pread64", "EIO"):
+        run("nbdcopy", volume_uri(pair), str(tmp_path / "read"))
+    assert (tmp_path / "read").read_bytes() == content
+    shown = pair.cli("volume", "show", "vol")
+    assert shown["read_failures"] > 0
+    assert shown["repaired_bytes"] >= SIZE
+    status = pair.run("status")
+    assert status.code == 1
+    assert "FAILED" in status.stdout
+    assert_same_disk(pair)

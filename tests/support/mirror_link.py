@@ -10,7 +10,6 @@ from stillpoint.channel import Buffer, Receiver
 from stillpoint.errors import PeerUnavailable
 from stillpoint.link.frames import (
     FLUSH,
-    HEADER_SIZE,
     TRIM,
     WRITE,
     ZERO,
@@ -31,6 +30,7 @@ class MirrorLink:
         self.image = bytearray(size) if image is None else image
         self.durable = bytearray(self.image)
         self.slow = False
+        self.answers_held: list[bytes] | None = None  # a list: answers to reads are put here
         self.sent_bytes = 0  # payloads that arrived
         self.ended: Exception | None = None
         self.lost: Callable[[Exception], None] = lambda error: None  # who is told, besides
@@ -92,6 +92,14 @@ class MirrorLink:
         payload: memoryview,
     ) -> None:
         assert (epoch, session) == (1, self._session)
+        if kind == FrameType.READ:
+            content = bytes(self.image[offset : offset + length])
+            header = encode_header(FrameType.READ_DATA, 0, 1, self._session, sequence, offset, length, content)
+            if self.answers_held is None:
+                self._loop.call_soon(self._deliver, header + content)
+            else:
+                self.answers_held.append(header + content)
+            return
         if not sequence:
             return
         assert sequence == self._applied + 1
@@ -113,14 +121,20 @@ class MirrorLink:
 
     def acknowledge(self) -> None:
         """Say what has been applied and made durable."""
-        if self.ended is not None:
-            return
         self._flushed = self._flush_wanted
         watermarks = Watermarks(self._applied, self._applied, self._flushed).encode()
         header = encode_header(FrameType.ACK, 0, 1, self._session, 0, 0, 0, watermarks)
-        data = memoryview(header + watermarks)
-        assert len(data) == HEADER_SIZE + len(watermarks)
-        self.receiver.received(data)
+        self._deliver(header + watermarks)
+
+    def _deliver(self, data: bytes) -> None:
+        if self.ended is None:
+            self.receiver.received(memoryview(data))
+
+    def answer(self) -> None:
+        """Send the answers to reads that were held."""
+        held, self.answers_held = self.answers_held, None
+        for data in held or ():
+            self._deliver(data)
 
     def break_off(self) -> None:
         """The connection is lost; the standby keeps what it has."""

@@ -161,7 +161,7 @@ class Pair(_message.Message):
     def __init__(self, state: _Optional[_Union[PairState, str]] = ..., since_ns: _Optional[int] = ..., dirty_bytes: _Optional[int] = ..., unflushed_bytes: _Optional[int] = ..., in_flight_bytes: _Optional[int] = ..., resync_done_bytes: _Optional[int] = ..., resync_total_bytes: _Optional[int] = ..., resync_rate: _Optional[int] = ..., carrier: _Optional[str] = ..., detail: _Optional[str] = ..., session: _Optional[int] = ..., verified_ns: _Optional[int] = ..., mismatch_bytes: _Optional[int] = ..., lag_ms: _Optional[int] = ...) -> None: ...
 
 class Volume(_message.Message):
-    __slots__ = ("name", "uuid", "size", "block_size", "mode", "device_paths", "pair", "clients", "created_ns", "read_bytes", "written_bytes", "failure", "on_standby_loss", "congestion", "resync_rate", "suspended", "refusing", "withheld_count", "hot_bytes", "crash_resync_bytes_max")
+    __slots__ = ("name", "uuid", "size", "block_size", "mode", "device_paths", "pair", "clients", "created_ns", "read_bytes", "written_bytes", "failure", "on_standby_loss", "congestion", "resync_rate", "suspended", "refusing", "withheld_count", "hot_bytes", "crash_resync_bytes_max", "read_failures", "repaired_bytes")
     NAME_FIELD_NUMBER: _ClassVar[int]
     UUID_FIELD_NUMBER: _ClassVar[int]
     SIZE_FIELD_NUMBER: _ClassVar[int]
@@ -182,6 +182,8 @@ class Volume(_message.Message):
     WITHHELD_COUNT_FIELD_NUMBER: _ClassVar[int]
     HOT_BYTES_FIELD_NUMBER: _ClassVar[int]
     CRASH_RESYNC_BYTES_MAX_FIELD_NUMBER: _ClassVar[int]
+    READ_FAILURES_FIELD_NUMBER: _ClassVar[int]
+    REPAIRED_BYTES_FIELD_NUMBER: _ClassVar[int]
     name: str
     uuid: str
     size: int
@@ -202,7 +204,9 @@ class Volume(_message.Message):
     withheld_count: int
     hot_bytes: int
     crash_resync_bytes_max: int
-    def __init__(self, name: _Optional[str] = ..., uuid: _Optional[str] = ..., size: _Optional[int] = ..., block_size: _Optional[int] = ..., mode: _Optional[_Union[AckMode, str]] = ..., device_paths: _Optional[_Iterable[str]] = ..., pair: _Optional[_Union[Pair, _Mapping]] = ..., clients: _Optional[int] = ..., created_ns: _Optional[int] = ..., read_bytes: _Optional[int] = ..., written_bytes: _Optional[int] = ..., failure: _Optional[str] = ..., on_standby_loss: _Optional[_Union[OnStandbyLoss, str]] = ..., congestion: _Optional[_Union[Congestion, str]] = ..., resync_rate: _Optional[int] = ..., suspended: _Optional[_Iterable[str]] = ..., refusing: bool = ..., withheld_count: _Optional[int] = ..., hot_bytes: _Optional[int] = ..., crash_resync_bytes_max: _Optional[int] = ...) -> None: ...
+    read_failures: int
+    repaired_bytes: int
+    def __init__(self, name: _Optional[str] = ..., uuid: _Optional[str] = ..., size: _Optional[int] = ..., block_size: _Optional[int] = ..., mode: _Optional[_Union[AckMode, str]] = ..., device_paths: _Optional[_Iterable[str]] = ..., pair: _Optional[_Union[Pair, _Mapping]] = ..., clients: _Optional[int] = ..., created_ns: _Optional[int] = ..., read_bytes: _Optional[int] = ..., written_bytes: _Optional[int] = ..., failure: _Optional[str] = ..., on_standby_loss: _Optional[_Union[OnStandbyLoss, str]] = ..., congestion: _Optional[_Union[Congestion, str]] = ..., resync_rate: _Optional[int] = ..., suspended: _Optional[_Iterable[str]] = ..., refusing: bool = ..., withheld_count: _Optional[int] = ..., hot_bytes: _Optional[int] = ..., crash_resync_bytes_max: _Optional[int] = ..., read_failures: _Optional[int] = ..., repaired_bytes: _Optional[int] = ...) -> None: ...
 
 class VerifyMirrorRequest(_message.Message):
     __slots__ = ("volume", "repair", "rate")
