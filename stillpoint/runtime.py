@@ -16,7 +16,7 @@ import sys
 import time
 from collections.abc import Awaitable, Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import Final, Protocol, TypeVar
 
 import grpc
 import uvloop
@@ -34,6 +34,9 @@ from .wire.v1 import common_pb2
 logger = logging.getLogger(__name__)
 
 C = TypeVar("C", bound="NodeConfig")
+
+# Before another gRPC server takes the place of one that ended.
+_GRPC_RESTART_S: Final = 0.1
 
 
 class NodeConfig(Protocol):
@@ -81,20 +84,74 @@ def lock_state_dir(path: Path) -> int:
 
 
 class GrpcServer:
-    """A running gRPC server with the standard health service."""
+    """A gRPC server with the standard health service. Serves from `start` until `stop`.
 
-    def __init__(self, server: grpc.aio.Server, address: Address, checks: health.aio.HealthServicer) -> None:
-        self._server = server
-        self._health = checks
+    grpc's own server ends for good when one call has a path that is not UTF-8, which whoever may connect can send. So
+    it is watched, and another one takes its place on the same port.
+    """
+
+    def __init__(
+        self, address: Address, add: Callable[[grpc.aio.Server], None], credentials: Credentials | None
+    ) -> None:
         self.address = address
+        self._add = add
+        self._credentials = credentials
+        self._health = health.aio.HealthServicer()
+        self._server: grpc.aio.Server | None = None
+        self._watching: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        """Raises InUse when the port is taken."""
+        await self._start()
+        self._watching = asyncio.create_task(self._watch(), name="gRPC server")
+
+    async def _start(self) -> None:
+        interceptors = [Guard()] if self._credentials is not None else []
+        server = grpc.aio.server(options=SERVER_OPTIONS, interceptors=interceptors)
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
+        self._add(server)
+        address = str(self.address)
+        try:
+            if self._credentials is None:
+                port = server.add_insecure_port(address)
+            else:
+                port = server.add_secure_port(address, server_credentials(self._credentials))
+        except RuntimeError:
+            port = 0
+        if port == 0:
+            raise InUse(f"cannot listen on {address}")
+        await server.start()
+        self._server, self.address = server, Address(self.address.host, port)
+
+    async def _watch(self) -> None:
+        while True:
+            assert self._server is not None
+            try:
+                # Shielded: its cancellation would take grpc's own future along, and `stop` would not get through.
+                await asyncio.shield(self._server.wait_for_termination())
+                reason = "it ended"
+            except Exception as error:  # noqa: BLE001 - whatever it was, the node has to be reached again
+                reason = str(error)
+            logger.error("the gRPC server ended and is started again: %s", reason, extra={"grpc": self.address})
+            while True:
+                await asyncio.sleep(_GRPC_RESTART_S)
+                try:
+                    await self._start()
+                    break
+                except InUse as error:
+                    logger.error("the gRPC server cannot be started again yet: %s", error)
 
     async def set_serving(self, service: str, serving: bool) -> None:
         status = health_pb2.HealthCheckResponse.SERVING if serving else health_pb2.HealthCheckResponse.NOT_SERVING
         await self._health.set(service, status)
 
     async def stop(self, *, grace_s: float = 2.0) -> None:
+        if self._watching is not None:
+            self._watching.cancel()
+            await asyncio.gather(self._watching, return_exceptions=True)
         await self._health.enter_graceful_shutdown()
-        await self._server.stop(grace_s)
+        if self._server is not None:
+            await self._server.stop(grace_s)
 
 
 async def serve_grpc(
@@ -112,21 +169,8 @@ async def serve_grpc(
     # grpc's own message for a taken port names neither the address nor the reason
     with listen_tcp(address.host, address.port) as probe:
         check_listener(probe, credentials, "gRPC")
-    server = grpc.aio.server(options=SERVER_OPTIONS, interceptors=[Guard()] if credentials is not None else [])
-    checks = health.aio.HealthServicer()
-    health_pb2_grpc.add_HealthServicer_to_server(checks, server)
-    add(server)
-    try:
-        if credentials is None:
-            port = server.add_insecure_port(str(address))
-        else:
-            port = server.add_secure_port(str(address), server_credentials(credentials))
-    except RuntimeError:
-        port = 0
-    if port == 0:
-        raise InUse(f"cannot listen on {address}")
-    await server.start()
-    running = GrpcServer(server, Address(address.host, port), checks)
+    running = GrpcServer(address, add, credentials)
+    await running.start()
     for name in ("", *service_names):
         await running.set_serving(name, True)
     return running
