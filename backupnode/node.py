@@ -34,6 +34,8 @@ from .standby_client import StandbyClient
 logger = logging.getLogger(__name__)
 
 _SWEEP_RETRY_S: Final = 5.0
+# A snapshot that a standby could not delete after a backup costs it space.
+_SWEEP_PAUSE_S: Final = 600.0
 
 
 async def run(config: BackupNodeConfig, stop: asyncio.Event) -> None:
@@ -116,14 +118,15 @@ async def _exports(config: BackupNodeConfig, repository: Repository, executor: E
 
 
 async def _sweep(puller: Puller) -> None:
-    """Delete what a crash left on the standby, as soon as the standby can be reached."""
+    """Delete what a crash left on the standby, as soon as it can be reached, and now and then what it kept later."""
     while True:
+        pause_s = _SWEEP_PAUSE_S
         try:
             await puller.sweep()
-            return
         except StillpointError as error:
             logger.debug("cannot look for leftover snapshots yet: %s", error)
-        await asyncio.sleep(_SWEEP_RETRY_S)
+            pause_s = _SWEEP_RETRY_S
+        await asyncio.sleep(pause_s)
 
 
 @asynccontextmanager

@@ -18,7 +18,7 @@ import asyncio
 import logging
 import secrets
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import replace
 from typing import Final
@@ -153,19 +153,38 @@ class Puller:
 
     async def _delete_taken(self, snapshot: SnapshotName, bookmark: str) -> None:
         try:
-            await self._standby.delete_snapshot(snapshot, bookmark=bookmark)
+            await self._insist(lambda: self._standby.delete_snapshot(snapshot, bookmark=bookmark))
             if bookmark:
-                for old in await self._standby.list_bookmarks(snapshot.volume):
-                    if old.startswith(self._mark) and old != bookmark:
-                        await self._standby.delete_bookmark(snapshot.volume, old)
-        except NotFound:
-            pass  # it was never made
+                await self._insist(lambda: self._delete_older_bookmarks(snapshot.volume, bookmark))
         except StillpointError as error:
             logger.warning(
                 "the snapshot or bookmark %s stays on the standby until the next backup: %s", snapshot, error
             )
         finally:
             self._taken.discard(snapshot)
+
+    async def _delete_older_bookmarks(self, volume: str, kept: str) -> None:
+        for old in await self._standby.list_bookmarks(volume):
+            if old.startswith(self._mark) and old != kept:
+                with suppress(NotFound):
+                    await self._standby.delete_bookmark(volume, old)
+
+    async def _insist(self, call: Callable[[], Awaitable[None]]) -> None:
+        """Until it is done: what a connection that broke at the wrong moment leaves behind costs the standby space.
+
+        NotFound means that it was never made, or that the answer to an earlier attempt was lost.
+        """
+        attempt = 0
+        while True:
+            try:
+                with suppress(NotFound):
+                    await call()
+                return
+            except PeerUnavailable:
+                attempt += 1
+                if attempt >= self._retry.attempts:
+                    raise
+            await asyncio.sleep(self._retry.delay_s(attempt - 1))
 
     @contextmanager
     def _only_one(self, volume: str) -> Iterator[None]:

@@ -82,6 +82,7 @@ class PackRepository:
         self._clock = clock
         self._executor = ThreadPoolExecutor(threads, thread_name_prefix="repository")
         self.partials = Partials(storage, packs)
+        self._in_the_making: set[BackupId] = set()
         self._collection = Collection(self)
         packs.quarantine_changed = self._note_quarantine
         self._cached_packs = packs.sealed_count
@@ -112,15 +113,21 @@ class PackRepository:
         except BaseException:
             self._collection.ended(session)
             raise
+        backup = await asyncio.to_thread(self._fresh_id, origin.volume)
+
+        def ended() -> None:
+            self._collection.ended(session)
+            self._in_the_making.discard(backup)
+
         return PackWriter(
-            new_backup_id(origin.volume, self._clock()),
+            backup,
             origin,
             self.packs,
             session,
             base=base,
             create=self._create_manifest,
             note=self.partials.put,
-            ended=lambda: self._collection.ended(session),
+            ended=ended,
             chunk_size=self._format.chunk_size,
             level=self._level,
             executor=self._executor,
@@ -249,6 +256,14 @@ class PackRepository:
             self.notes.put_quarantined(self.packs.quarantined)
         except StillpointError as error:
             logger.warning("the quarantine cannot be noted: %s", error)
+
+    def _fresh_id(self, volume: str) -> BackupId:
+        """That no backup has, nor another writer; they differ in a second and four digits only."""
+        while True:
+            backup = new_backup_id(volume, self._clock())
+            if backup not in self._in_the_making and not self.storage.exists(f"{_MANIFESTS}/{backup}"):
+                self._in_the_making.add(backup)
+                return backup
 
     def _open_base(self, origin: Origin, *, resume: bool) -> Base:
         if resume:

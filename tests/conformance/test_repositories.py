@@ -324,6 +324,26 @@ def test_a_commit_that_is_cancelled_leaves_another_that_waits_for_the_same_pack(
     asyncio.run(main())
 
 
+def test_backups_of_one_second_have_names_of_their_own(
+    open_repository: Open, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = iter(f"20261123T101502-vol1-000{digit}" for digit in (0, 0, 0, 1, 1, 2))
+    monkeypatch.setattr("backupnode.repository.repository.new_backup_id", lambda *_: BackupId(next(made)))
+
+    async def main() -> None:
+        repository = await open_repository(tmp_path)
+        first = (await store(repository, b"1" * 5000)).id
+        writers = [await repository.begin(origin(5000)) for _ in range(2)]
+        assert len({first, *(writer.id for writer in writers)}) == 3
+        for writer in writers:
+            await writer.write(b"2" * 5000)
+            await writer.commit(received_bytes=0)
+        assert len((await repository.list()).backups) == 3
+        await repository.close()
+
+    asyncio.run(main())
+
+
 def test_two_backups_may_be_written_at_once(open_repository: Open, tmp_path: Path) -> None:
     async def main() -> None:
         repository = await open_repository(tmp_path)

@@ -40,6 +40,7 @@ class StandInStandby(standby_pb2_grpc.StandbyServiceServicer, export_pb2_grpc.Ex
     message_size: int = chunks.MESSAGE_SIZE
     stream_count: int = 0
     delay_s: float = 0.0  # before each message
+    lost_answers: list[str] = field(default_factory=list)  # methods that are carried out and not answered, once each
     created_count: int = 0
     incarnation: str = "life-1"
     bookmarks: dict[tuple[str, str], int] = field(default_factory=dict)
@@ -84,10 +85,12 @@ class StandInStandby(standby_pb2_grpc.StandbyServiceServicer, export_pb2_grpc.Ex
         del self.snapshots[request.volume, request.name]
         if request.bookmark:
             self.bookmarks[request.volume, request.bookmark] = snapshot.generation
+        self._lose_answer("DeleteSnapshot")
         return common_pb2.Empty()
 
     @answers
     async def ListBookmarks(self, request: standby_pb2.ListBookmarksRequest, _: Context) -> standby_pb2.BookmarkList:
+        self._lose_answer("ListBookmarks")
         marks = [
             standby_pb2.Bookmark(volume=volume, name=name, incarnation=self.incarnation, generation=generation)
             for (volume, name), generation in self.bookmarks.items()
@@ -97,7 +100,10 @@ class StandInStandby(standby_pb2_grpc.StandbyServiceServicer, export_pb2_grpc.Ex
 
     @answers
     async def DeleteBookmark(self, request: standby_pb2.BookmarkName, _: Context) -> common_pb2.Empty:
+        if (request.volume, request.name) not in self.bookmarks:
+            raise NotFound(f"there is no bookmark {request.volume}@{request.name}")
         del self.bookmarks[request.volume, request.name]
+        self._lose_answer("DeleteBookmark")
         return common_pb2.Empty()
 
     @answers
@@ -106,6 +112,11 @@ class StandInStandby(standby_pb2_grpc.StandbyServiceServicer, export_pb2_grpc.Ex
             raise PeerUnavailable("not now")
         mirrors = [standby_pb2.Mirror(volume=name, staged_bytes=self.staged_bytes) for name in self.volumes]
         return standby_pb2.StandbyStatus(mirrors=mirrors)
+
+    def _lose_answer(self, method: str) -> None:
+        if method in self.lost_answers:
+            self.lost_answers.remove(method)
+            raise PeerUnavailable("the connection broke before the answer")
 
     def note_changed(self, offset: int, length: int) -> None:
         self.changes.append((self.created_count + 1, Extent(offset, length)))

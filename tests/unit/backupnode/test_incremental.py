@@ -107,6 +107,23 @@ def test_the_snapshot_becomes_a_bookmark_and_older_ones_go(tmp_path: Path) -> No
     with_bench(tmp_path, body)
 
 
+def test_the_bookmark_is_right_though_the_connection_breaks_at_each_call_that_makes_it(tmp_path: Path) -> None:
+    async def body(bench: Bench) -> None:
+        await bench.back_up()
+        for lost in (
+            ["DeleteSnapshot"],
+            ["ListBookmarks"],
+            ["DeleteBookmark"],
+            ["DeleteSnapshot", "ListBookmarks", "DeleteBookmark", "DeleteBookmark"],
+        ):
+            bench.standby.lost_answers = list(lost)
+            record = await bench.back_up()
+            assert not bench.standby.snapshots, lost
+            assert set(bench.standby.bookmarks) == {("vol1", record.origin.snapshot)}, lost
+
+    with_bench(tmp_path, body)
+
+
 def test_a_full_backup_reads_everything_and_stores_nothing_twice(tmp_path: Path) -> None:
     async def body(bench: Bench) -> None:
         await bench.back_up()
