@@ -8,7 +8,7 @@ SOURCES := stillpoint primary standby backupnode tests benchmarks deploy
 PACKAGES := stillpoint primary standby backupnode tests $(patsubst %/__init__.py,%,$(wildcard benchmarks/__init__.py))
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check torture proto image bench clean
+.PHONY: help demo test check torture fuzz proto image bench clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 10
@@ -30,6 +30,10 @@ check: $(INSTALLED) ## style, types, boundaries and the quick tests: before each
 
 torture: $(INSTALLED) ## random lives of the snapshot engine for SECONDS=300, from a seed of its own or SEED=N
 	$(BIN)/python -m tests.simulation.torture --seconds $(or $(SECONDS),300) $(if $(SEED),--seed $(SEED))
+
+fuzz: $(INSTALLED) ## search for input that breaks a parser, led by coverage, for SECONDS=300: PARSER="nbd replies"
+	$(BIN)/python -m pip install --quiet --editable '.[fuzz]'
+	$(BIN)/python -m tests.fuzz.guided $(or "$(PARSER)",catalog) -max_total_time=$(or $(SECONDS),300)
 
 proto: $(INSTALLED) ## generate the gRPC code from proto/ again
 	$(BIN)/python deploy/ci/generate_stubs.py
