@@ -75,7 +75,7 @@ class Flusher:
         if error is not None:
             flush.error = nbd_errno(error) or errno_module.EIO
             logger.error("flush failed: %s", error, extra={"volume": self._name})
-            self._failed(str(error))
+            self._failed(str(error))  # before anything is answered
         self._finish()
 
     def moved(self, standby: AttachedStandby) -> None:

@@ -126,7 +126,8 @@ class MirroredDevice:
         self._local: list[_LocalWork] = []
         self._answer_now: list[Request] = []
         self.gate = Gate(on_standby_loss, opened=lambda: self._flusher.begin())
-        self._flusher = Flusher(name, device, executor, self.gate, self._fail)
+        self._flusher = Flusher(name, device, executor, self.gate, self._disk_failed)
+        self.disk_failed: Callable[[str], None] = self._fail  # a flush failed: called before that is answered
 
     # --- reading
 
@@ -280,6 +281,10 @@ class MirroredDevice:
     def _fail(self, reason: str) -> None:
         """For an operator; requests report their own errors."""
         self.failure = self.failure or reason
+
+    def _disk_failed(self, reason: str) -> None:
+        self._fail(reason)
+        self.disk_failed(reason)
 
     def grow(self, size: int) -> None:
         """All nodes have room for `size` bytes."""

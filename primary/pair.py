@@ -114,6 +114,11 @@ class Pair:
 
     async def _session(self) -> None:
         """One session, until it ends; always ends by raising."""
+        if self.record.disk_failure:
+            raise Refused(
+                "the disk here failed a flush and may lack what the mirror has, so nothing is copied from it; promote "
+                f"the standby, or let this disk count with `standbyctl mirror resync {self.record.name}`"
+            )
         opened = await self._open_link(self.record, _EPOCH)
         lost: asyncio.Future[Exception] = asyncio.get_running_loop().create_future()
         sender = Sender(
@@ -215,15 +220,17 @@ class Pair:
                 self._volume.flush_in_background(sender)
 
     async def resend(self) -> None:
-        """Copy everything again, holes as zeroes; status shows how far it is. Durable on return: a restart goes on.
+        """Copy everything, holes as zeroes, as soon as the mirror can be reached. Durable on return.
 
-        Raises DeviceError, PeerUnavailable.
+        Raises DeviceError.
         """
-        if self.sender is None:
-            raise PeerUnavailable(f"volume {self.record.name!r} has no connection to its mirror: {self.detail}")
         self._dirty.mark_dirty(Extent(0, self._device.size))
         await asyncio.get_running_loop().run_in_executor(self._executor, self._dirty.persist)
-        self.sender.end(PeerUnavailable("everything is being sent again"))
+        if self.record.disk_failure:
+            self.record.disk_failure = ""
+            self.record.save()
+        if self.sender is not None:
+            self.sender.end(PeerUnavailable("everything is being sent again"))
 
     async def verify(self, *, repair: bool, rate: int) -> AsyncGenerator[Comparison, None]:
         """Compare with the mirror; yields how far it is, and last the whole result.

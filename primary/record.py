@@ -35,6 +35,7 @@ class VolumeRecord:
     on_standby_loss: str = "continue"
     congestion: str = "block"
     resync_rate: int = 0  # bytes a second, at most; 0: as fast as it goes
+    disk_failure: str = ""  # not empty: a flush failed, and this disk may lack what the mirror has
 
     @property
     def file(self) -> Path:

@@ -105,7 +105,7 @@ class PrimaryService(primary_pb2_grpc.PrimaryServiceServicer):
     @answers
     async def ResyncVolume(self, request: primary_pb2.ResyncVolumeRequest, context: Context) -> primary_pb2.Volume:
         volume = self._node.volume(request.name)
-        await volume.pair.resend()
+        await volume.resend()
         return describe(volume, self._node)
 
     @answers
@@ -180,7 +180,7 @@ def describe(volume: Volume, node: PrimaryNode) -> primary_pb2.Volume:
         created_ns=record.created_ns,
         read_bytes=export.traffic.read_bytes,
         written_bytes=export.traffic.written_bytes,
-        failure=export.failure,
+        failure=volume.failure,
         on_standby_loss=_LOSS_POLICY_CODES[export.gate.policy],
         congestion=_CONGESTION_CODES[export.congestion],
         resync_rate=record.resync_rate,

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 from collections.abc import Sequence
 from concurrent.futures import Executor
 from pathlib import Path
 
 from stillpoint.canary import PROBE_SIZE, probe_offset
 from stillpoint.devices import BlockDevice, open_device
-from stillpoint.errors import DataCorrupt
+from stillpoint.errors import DataCorrupt, Refused, StillpointError
 from stillpoint.extents import Extent
 
 from .config import PrimaryConfig
@@ -22,6 +23,8 @@ from .record import VolumeRecord
 from .resync_limits import ResyncLimits
 from .standby_client import StandbyClient
 from .write_intent import open_write_intent
+
+logger = logging.getLogger(__name__)
 
 # How often a probe that waits looks whether it waits for the gate.
 _GATE_LOOK_S = 0.2
@@ -78,11 +81,38 @@ class Volume:
             peer_timeout_s=config.standby.peer_timeout_s,
             limits=resync_limits,
         )
+        self.export.disk_failed = self._distrust
         self._executor = executor
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
         self._task = asyncio.create_task(self.pair.run(), name=f"pair {self.record.name}")
+
+    @property
+    def failure(self) -> str:
+        """Why the disk here is not to be trusted; empty: it is."""
+        return self.export.failure or self.record.disk_failure
+
+    def _distrust(self, reason: str) -> None:
+        """What a failed flush lost is on the mirror still: never copy this disk over it, also after a restart."""
+        if self.record.disk_failure:
+            return
+        self.record.disk_failure = reason
+        try:
+            self.record.save()
+        except StillpointError as error:
+            logger.error("cannot note that the disk failed: %s", error, extra={"volume": self.record.name})
+
+    async def resend(self) -> None:
+        """Copy everything to the mirror again; what is here counts. Durable on return: a restart goes on with it.
+
+        Raises Refused while this process has seen the disk fail, DeviceError.
+        """
+        if self.export.failure:
+            raise Refused(
+                f"volume {self.record.name!r}: {self.export.failure}; look after the disk and restart the node first"
+            )
+        await self.pair.resend()
 
     @property
     def crash_resync_bytes_max(self) -> int:

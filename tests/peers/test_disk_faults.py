@@ -71,6 +71,33 @@ def test_a_flush_that_failed_on_the_primary_is_never_followed_by_one_that_succee
     assert "vol" in status.stdout
 
 
+def test_a_disk_that_failed_a_flush_is_never_copied_over_the_mirror_unless_an_operator_says_so(
+    pair: LocalCluster,
+) -> None:
+    fill(pair, 7)
+    with failing(pid_of(pair, "primary"), "fdatasync", "EIO"):
+        assert client_fails(pair, "write -P 7 1M 64k; flush")
+    primary, mirror = (Path(pair.env["volumes"]["vol"][side]) for side in ("primary_path", "mirror_path"))
+    before = mirror.read_bytes()
+    assert pair.run("mirror", "resync", "vol").code == 1  # the process still sees the disk fail
+    for node in ("standby", "primary"):
+        pair.kill(node)
+        # What a lost page would be: content here that the mirror never had.
+        with primary.open("r+b") as disk:
+            disk.seek(1 << 20)
+            disk.write(bytes(65536))
+        pair.start(node)
+        time.sleep(1.5)
+        shown = pair.cli("volume", "show", "vol")
+        assert (shown["pair"]["state"], "flush failed" in shown["failure"]) == ("disconnected", True)
+        assert "mirror resync" in shown["pair"]["detail"]
+        assert mirror.read_bytes() == before
+    pair.cli("mirror", "resync", "vol")
+    wait_until(pair, "in_sync")
+    assert pair.cli("volume", "show", "vol")["failure"] == ""
+    assert_same_disk(pair)
+
+
 def test_a_write_that_failed_on_the_primary_is_refused_and_both_copies_end_equal(pair: LocalCluster) -> None:
     fill(pair, 2)
     session = pair_of(pair)["session"]
