@@ -24,7 +24,7 @@ import errno
 import mmap
 import os
 import struct
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -254,6 +254,20 @@ class DirtyMap:
         except OSError as error:
             self._failed = f"cannot make a dirty map durable: {error.strerror}"
             raise DeviceError(self._failed, error.errno or errno.EIO) from error
+
+    def clear(self) -> None:
+        """Nothing is dirty: another copy knows of all that was, durably. Durable on return. Raises DeviceError."""
+        assert self._tag == _DIRTY
+        self._array[:] = _CLEAN
+        self.dirty_count = 0
+        self.persist()
+
+    def extents(self) -> Iterator[Extent]:
+        """All that is dirty, ascending."""
+        at = 0
+        while (run := self.next_dirty(at, limit=_SCAN << CHUNK_SHIFT)) is not None:
+            yield run
+            at = run.end
 
     def close(self, *, clean: bool) -> None:
         """The volume takes no writes any more. clean: its device is flushed; make the map durable and say so."""

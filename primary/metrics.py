@@ -12,6 +12,7 @@ _STATES = {
     primary_pb2.PAIR_STATE_DISCONNECTED: "disconnected",
     primary_pb2.PAIR_STATE_SYNCING: "syncing",
     primary_pb2.PAIR_STATE_IN_SYNC: "in_sync",
+    primary_pb2.PAIR_STATE_SPLIT_BRAIN: "split_brain",
 }
 
 

@@ -95,10 +95,11 @@ class MirroredDevice:
         congestion: CongestionPolicy = CongestionPolicy.BLOCK,
         intent: WriteIntent | None = None,
         async_queue_bytes: int = 32 << 20,
+        congested: Callable[[], bool] | None = None,
     ) -> None:
         """maps: one for each standby that the volume has, whether or not it is attached.
-
         intent: notes which extents are written to, for all maps; None: a power loss makes everything dirty.
+        congested: the device holds as much in memory as it may: a write is answered after a flush. None: it never is.
         """
         self.name = name
         self.description = f"volume {name}"
@@ -116,6 +117,11 @@ class MirroredDevice:
             intent.released = self.end_batch
             intent.failed = self._fail
         self._async_queue_bytes = async_queue_bytes
+        self._congested = congested
+        # Called before anything is acknowledged that a standby lacks which could be taken for up to date. When it
+        # raises DeviceError, nothing is written or acknowledged.
+        self.unshared: Callable[[], None] | None = None
+        self._refusal = 0
         self._standbys: tuple[AttachedStandby, ...] = ()
         self._watched: list[Watched] = []
         # Bound once: one call less for each read.
@@ -166,6 +172,11 @@ class MirroredDevice:
         if self.gate.refusing:
             replier.reply(cookie, Errno.EIO)
             return
+        if self.unshared is not None:
+            self._go_on_alone()
+        if self._refusal:
+            replier.reply(cookie, self._refusal)
+            return
         length = len(payload)
         began = held_since or self._began or self._begin_batch()
         extent = offset >> EXTENT_SHIFT
@@ -185,7 +196,7 @@ class MirroredDevice:
         if self._watched:
             self._disturb(offset, length)
         request = Request(replier, cookie, began, self.traffic.write_latency)
-        flushed = fua or self.mode is AckMode.DURABLE
+        flushed = fua or self.mode is AckMode.DURABLE or (self._congested is not None and self._congested())
         for standby in self._standbys:
             sequence = standby.sender.write(offset, payload, owned=owned)
             if not flushed:
@@ -213,6 +224,11 @@ class MirroredDevice:
             replier.reply(cookie, Errno.EIO)
             return
         began = held_since or self._began or self._begin_batch()
+        if self.unshared is not None:
+            self._go_on_alone()
+        if self._refusal:
+            replier.reply(cookie, self._refusal)
+            return
         intent = self._intent
         if intent is not None and not held_since:
             if length > intent.part_size:
@@ -234,7 +250,7 @@ class MirroredDevice:
         if self._watched:
             self._disturb(offset, length)
         request = Request(replier, cookie, began, self.traffic.write_latency)
-        flushed = fua or self.mode is AckMode.DURABLE
+        flushed = fua or self.mode is AckMode.DURABLE or (self._congested is not None and self._congested())
         for standby in self._standbys:
             sequence = standby.sender.zero(offset, length, may_trim=may_trim)
             if not flushed:
@@ -247,6 +263,11 @@ class MirroredDevice:
 
     def flush(self, replier: Replier, cookie: int, /) -> None:
         began = self._began or self._begin_batch()
+        if self.unshared is not None and any(dirty.dirty_count or dirty.unflushed_bytes for dirty in self._maps):
+            self._go_on_alone()
+        if self._refusal:
+            replier.reply(cookie, self._refusal)
+            return
         self._flusher.waiting.append(Request(replier, cookie, began, self.traffic.flush_latency))
 
     def _answer_after(self, request: Request, flushed: bool) -> None:
@@ -261,6 +282,15 @@ class MirroredDevice:
     def _begin_batch(self) -> float:
         self._began = perf_counter()
         return self._began
+
+    def _go_on_alone(self) -> None:
+        assert self.unshared is not None
+        try:
+            self.unshared()
+            self._refusal = 0
+        except DeviceError as error:
+            self.failure = str(error)
+            self._refusal = error.errno or Errno.EIO
 
     def end_batch(self) -> None:
         self._began = 0.0
@@ -337,6 +367,11 @@ class MirroredDevice:
         if standby is not None:
             standby.joining, standby.required = sequence, True
             self._weigh(standby)
+
+    def is_required(self, sender: Sender) -> bool:
+        """Whether it counts as holding what is acknowledged: in sync, or about to be."""
+        standby = self._attached(sender)
+        return standby is not None and standby.required
 
     def set_mode(self, mode: AckMode) -> None:
         """For every write from now on."""

@@ -1,8 +1,9 @@
-"""What the primary remembers of a volume: its folder in the state directory.
+"""What a node remembers of a volume that it serves, or served: its folder in the state directory.
 
     volumes/NAME/volume.json   this record, replaced whole
     volumes/NAME/dirty.map     primary/dirty_map.py
     volumes/NAME/disk.img      the volume itself, unless devices were named
+    replicas/NAME.meta         the copy's role and what its content is worth (stillpoint/replica/README.md)
 
 A volume exists when its `volume.json` does; a folder without one is left over from a creation that did not finish.
 """
@@ -15,12 +16,13 @@ from pathlib import Path
 from stillpoint.document import read_document, write_document
 from stillpoint.errors import DataCorrupt
 
-_VERSION = 1
+# 2: sessions moved to replica.meta.
+_VERSION = 2
 
 
 @dataclass(slots=True)
 class VolumeRecord:
-    """Durable once `save` returned. `mirror_uuid` and `session` name the mirror's last session; empty, 0: none yet."""
+    """Durable once `save` returned."""
 
     folder: Path
     name: str
@@ -30,8 +32,6 @@ class VolumeRecord:
     mode: str
     device_paths: list[str]
     created_ns: int
-    mirror_uuid: str = ""
-    session: int = 0
     on_standby_loss: str = "continue"
     congestion: str = "block"
     resync_rate: int = 0  # bytes a second, at most; 0: as fast as it goes
@@ -56,7 +56,3 @@ class VolumeRecord:
             return cls(folder=folder, **document)
         except TypeError as error:
             raise DataCorrupt(f"{folder / 'volume.json'}: {error}") from None
-
-    def adopt(self, mirror_uuid: str, session: int) -> None:
-        self.mirror_uuid, self.session = mirror_uuid, session
-        self.save()

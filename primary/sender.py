@@ -91,12 +91,16 @@ class Sender:
     def flush(self) -> int:
         return self._command(FrameType.FLUSH)
 
-    def resync_begin(self) -> int:
-        return self._command(FrameType.RESYNC_BEGIN, flags=RESYNC)
+    def resync_begin(self, base: bytes) -> int:
+        """base: the generation that both dirty maps are relative to from now on."""
+        return self._command(FrameType.RESYNC_BEGIN, flags=RESYNC, payload=base)
 
-    def resync_end(self) -> int:
-        """Acknowledged, as flushed, once the standby has made durable that its mirror is the volume."""
-        return self._command(FrameType.RESYNC_END, flags=RESYNC)
+    def resync_end(self, state: bytes = b"") -> int:
+        """Acknowledged, as flushed, once the standby has made durable that its mirror is the volume.
+
+        state: of the copy here; empty when nothing was sent.
+        """
+        return self._command(FrameType.RESYNC_END, flags=RESYNC, payload=state)
 
     def verify(self, offset: int, length: int, digest: bytes) -> None:
         """Ask whether the mirror, with all that was sent before, has this content; `verdicts` is told."""
@@ -137,11 +141,13 @@ class Sender:
             self._link.send_owned(encode_header(FrameType.PING, 0, self._epoch, self.session, 0, 0, 0))
             self._link.flush()
 
-    def _command(self, frame_type: FrameType, offset: int = 0, length: int = 0, flags: int = 0) -> int:
+    def _command(
+        self, frame_type: FrameType, offset: int = 0, length: int = 0, flags: int = 0, payload: bytes = b""
+    ) -> int:
         assert self._link is not None
         self._sequence += 1
-        header = encode_header(frame_type, flags, self._epoch, self.session, self._sequence, offset, length)
-        self._link.send_owned(header)
+        header = encode_header(frame_type, flags, self._epoch, self.session, self._sequence, offset, length, payload)
+        self._link.send_owned(header, payload)
         return self._sequence
 
     def push(self) -> None:

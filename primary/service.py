@@ -46,6 +46,7 @@ _STATES = {
     PairState.DISCONNECTED: primary_pb2.PAIR_STATE_DISCONNECTED,
     PairState.SYNCING: primary_pb2.PAIR_STATE_SYNCING,
     PairState.IN_SYNC: primary_pb2.PAIR_STATE_IN_SYNC,
+    PairState.SPLIT_BRAIN: primary_pb2.PAIR_STATE_SPLIT_BRAIN,
 }
 
 
@@ -202,7 +203,7 @@ def describe(volume: Volume, node: PrimaryNode) -> primary_pb2.Volume:
             resync_rate=progress.rate if progress is not None else 0,
             carrier=node.standby.carrier.value,
             detail=pair.detail,
-            session=record.session,
+            session=max((peer.session for peer in volume.replica.state.peers), default=0),
             verified_ns=pair.verified_ns,
             mismatch_bytes=pair.mismatch_bytes,
             lag_ms=round(1000 * pair.sender.behind_s) if pair.sender is not None else 0,

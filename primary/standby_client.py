@@ -10,22 +10,25 @@ import grpc
 
 from stillpoint.config import Address
 from stillpoint.errors import ProtocolError
+from stillpoint.extents import Extent
 from stillpoint.link import grpc as grpc_link
 from stillpoint.link import tcp
 from stillpoint.link.base import Link
 from stillpoint.link.frames import PROTOCOL_VERSION, FrameType, encode_header
+from stillpoint.replica import ReplicaState
+from stillpoint.replica.messages import pack_state, unpack_state
 from stillpoint.tls import Credentials
 from stillpoint.wire import streams
 from stillpoint.wire.channel import open_channel
 from stillpoint.wire.status import from_rpc_error
-from stillpoint.wire.v1 import standby_pb2, standby_pb2_grpc
+from stillpoint.wire.v1 import common_pb2, replica_pb2, replica_pb2_grpc, standby_pb2, standby_pb2_grpc
 
 from .config import Carrier
-from .handshake import Answer
 from .record import VolumeRecord
 from .sender import Sender
 
 _TIMEOUT_S = 10.0
+_PROMOTE_TIMEOUT_S = 60.0
 _RESIZE_TIMEOUT_S = 300.0  # what is newly used of a disk is zeroed first
 
 
@@ -41,6 +44,7 @@ class StandbyClient:
         self._credentials = credentials
         self._channel = open_channel(address, credentials)
         self._stub = standby_pb2_grpc.StandbyServiceStub(self._channel)  # type: ignore[no-untyped-call]
+        self._replicas = replica_pb2_grpc.ReplicaServiceStub(self._channel)  # type: ignore[no-untyped-call]
 
     async def close(self) -> None:
         await self._channel.close()
@@ -79,29 +83,52 @@ class StandbyClient:
                 timeout=_TIMEOUT_S,
             )
 
-    async def open_link(self, record: VolumeRecord, epoch: int) -> OpenedLink:
+    async def open_link(self, volume: str, state: ReplicaState, dirty_bytes: int, mode: str) -> OpenedLink:
+        """state, dirty_bytes: of the copy here. Raises FencedError when the other node follows a newer primary."""
         async with self._errors():
             response = await self._stub.OpenLink(
                 standby_pb2.OpenLinkRequest(
                     protocol_min=PROTOCOL_VERSION,
                     protocol_max=PROTOCOL_VERSION,
-                    volume=record.name,
-                    volume_uuid=record.uuid,
-                    size=record.size,
-                    epoch=epoch,
-                    primary=self._node,
+                    volume=volume,
+                    volume_uuid=str(state.volume),
+                    size=state.size,
+                    replica=pack_state(state),
+                    dirty_bytes=dirty_bytes,
+                    mode=mode,
                 ),
                 timeout=_TIMEOUT_S,
             )
         if response.protocol != PROTOCOL_VERSION:
             raise ProtocolError(f"the standby speaks version {response.protocol} of the data link")
-        answer = Answer(
-            mirror_uuid=response.mirror_uuid,
-            adopted_session=response.previous_session,
-            blank=response.blank,
-            consistent=response.consistent,
+        return OpenedLink(
+            volume,
+            unpack_state(response.replica),
+            response.dirty_bytes,
+            response.session,
+            response.token,
+            response.data_link_port,
+            self,
         )
-        return OpenedLink(answer, response.session, response.token, response.data_link_port, self)
+
+    async def list_dirty(self, volume: str, volume_uuid: str) -> AsyncIterator[Extent]:
+        request = replica_pb2.ListDirtyRequest(volume=volume, volume_uuid=volume_uuid)
+        async with self._errors():
+            async for part in self._replicas.ListDirty(request):
+                for offset, length in zip(part.offsets, part.lengths, strict=True):
+                    yield Extent(offset, length)
+
+    async def list_replicas(self, *, timeout_s: float) -> replica_pb2.ReplicaList:
+        async with self._errors():
+            answer: replica_pb2.ReplicaList = await self._replicas.ListReplicas(common_pb2.Empty(), timeout=timeout_s)
+        return answer
+
+    async def promote(self, volume: str) -> replica_pb2.PromoteResponse:
+        async with self._errors():
+            answer: replica_pb2.PromoteResponse = await self._replicas.Promote(
+                replica_pb2.PromoteRequest(volume=volume), timeout=_PROMOTE_TIMEOUT_S
+            )
+        return answer
 
     async def connect(self, opened: OpenedLink, sender: Sender) -> Link:
         if self.carrier is Carrier.TCP:
@@ -117,7 +144,9 @@ class StandbyClient:
 class OpenedLink:
     """What OpenLink answered, and how to go on from there."""
 
-    answer: Answer
+    volume: str
+    state: ReplicaState
+    dirty_bytes: int
     session: int
     token: bytes
     port: int
@@ -125,3 +154,6 @@ class OpenedLink:
 
     async def connect(self, sender: Sender) -> Link:
         return await self.client.connect(self, sender)
+
+    def list_dirty(self) -> AsyncIterator[Extent]:
+        return self.client.list_dirty(self.volume, str(self.state.volume))

@@ -1,22 +1,26 @@
-"""One volume of this node: its record, device, dirty map, export and pair, opened and closed together."""
+"""One volume that this node serves: its record, device, dirty map, export and pair, opened and closed together."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
-from pathlib import Path
+from uuid import UUID
 
 from stillpoint.canary import PROBE_SIZE, probe_offset
-from stillpoint.devices import BlockDevice, open_device
-from stillpoint.errors import DataCorrupt, Refused, StillpointError
+from stillpoint.devices import BlockDevice
+from stillpoint.errors import DataCorrupt, DeviceError, Refused, StillpointError
 from stillpoint.extents import Extent
+from stillpoint.replica import mint
+from stillpoint.replica.replicas import Replica
+from stillpoint.replica.transitions import grown, minted, must_mint
 
 from .config import PrimaryConfig
 from .dirty_map import DirtyMap
 from .gate import LossPolicy
+from .intent_log import IntentLog
 from .mirrored_device import AckMode, CongestionPolicy, MirroredDevice
 from .pair import Pair
 from .record import VolumeRecord
@@ -36,33 +40,40 @@ class Volume:
     def __init__(
         self,
         record: VolumeRecord,
+        replica: Replica,
+        device: BlockDevice,
         config: PrimaryConfig,
         standby: StandbyClient,
         executor: Executor,
         resync_limits: ResyncLimits,
         *,
-        fresh: bool,
+        superseded: Callable[[str], None],
+        congested: Callable[[], bool] | None = None,
     ) -> None:
-        """fresh: the volume is just being made. Raises what opening its device and map raises."""
+        """device: closed with the volume, and when this raises. superseded: see Pair. congested: see MirroredDevice.
+
+        Raises what opening the map raises.
+        """
         self.record = record
-        self.device: BlockDevice = open_device([Path(path) for path in record.device_paths], size=record.size)
+        self.replica = replica
+        self.device = device
         try:
-            if self.device.size != record.size:
-                raise DataCorrupt(f"volume {record.name}: its device holds {self.device.size} bytes, not {record.size}")
+            if device.size != record.size:
+                raise DataCorrupt(f"volume {record.name}: its device holds {device.size} bytes, not {record.size}")
 
             def open_maps(suspects: Sequence[Extent] | None) -> Sequence[DirtyMap]:
-                self.dirty = DirtyMap(record.folder / "dirty.map", record.size, create=fresh, suspects=suspects)
+                self.dirty = _open_map(record, suspects)
                 return [self.dirty]
 
             self.intent = open_write_intent(
-                record.folder, self.device, open_maps, executor, capacity=config.limits.hot_extents
+                record.folder, device, open_maps, executor, capacity=config.limits.hot_extents
             )
         except BaseException:
-            self.device.close()
+            device.close()
             raise
         self.export = MirroredDevice(
             record.name,
-            self.device,
+            device,
             [self.dirty],
             executor,
             mode=AckMode(record.mode),
@@ -70,20 +81,55 @@ class Volume:
             congestion=CongestionPolicy(record.congestion),
             intent=self.intent,
             async_queue_bytes=config.limits.async_queue_bytes,
+            congested=congested,
         )
         self.pair = Pair(
             record,
-            self.device,
+            replica,
+            device,
             self.dirty,
             self.export,
             executor,
             standby.open_link,
             peer_timeout_s=config.standby.peer_timeout_s,
             limits=resync_limits,
+            superseded=superseded,
+            sharing_changed=self._sharing_changed,
+            going_alone=self._mint_without,
         )
         self.export.disk_failed = self._distrust
         self._executor = executor
         self._task: asyncio.Task[None] | None = None
+        self._sharing_changed()
+
+    # --- generations: what is acknowledged by this node alone is named by one that no other copy has
+
+    def _sharing_changed(self) -> None:
+        if must_mint(self.replica.state, self._in_sync()):
+            self.export.unshared = self._mint
+        else:
+            self.export.unshared = None
+
+    def _in_sync(self) -> set[UUID]:
+        """Nodes that every acknowledgement waits for."""
+        pair = self.pair
+        if pair.sender is not None and pair.peer is not None and self.export.is_required(pair.sender):
+            return {pair.peer.node}
+        return set()
+
+    def _mint(self) -> None:
+        self._go_on_with(self._in_sync())
+
+    def _mint_without(self, peer: UUID) -> None:
+        self._go_on_with(self._in_sync() - {peer})
+
+    def _go_on_with(self, in_sync: set[UUID]) -> None:
+        state = self.replica.state
+        if must_mint(state, in_sync):
+            fresh = mint(state.fence.epoch)
+            self.replica.become(minted(state, fresh, in_sync))
+            logger.warning("the volume goes on without its standby", extra={"volume": self.record.name})
+        self.export.unshared = None
 
     def start(self) -> None:
         self._task = asyncio.create_task(self.pair.run(), name=f"pair {self.record.name}")
@@ -162,6 +208,7 @@ class Volume:
         self.dirty.grow(size)
         self.record.size = size
         self.record.save()
+        self.replica.become(grown(self.replica.state, size))
         self.export.grow(size)
 
     async def probe(self) -> None:
@@ -195,11 +242,43 @@ class Volume:
         try:
             await self.export.barrier()
         finally:
-            if self._task is not None:
-                self._task.cancel()
-                with contextlib.suppress(asyncio.CancelledError):
-                    await self._task
-            if self.intent is not None:
-                await self.intent.close()
+            await self._end_session()
             self.dirty.close(clean=not self.export.failure)
             self.device.close()
+
+    async def _end_session(self) -> None:
+        if self._task is not None:
+            self._task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._task
+        if self.intent is not None:
+            await self.intent.close()
+
+    async def abandon(self) -> None:
+        """After its clients are gone, and with what waited for the standby unanswered: another node is primary.
+
+        What only this copy may have stays marked.
+        """
+        await self._end_session()
+        flushed = True
+        try:
+            await asyncio.get_running_loop().run_in_executor(self._executor, self.device.flush)
+        except DeviceError as error:
+            flushed = False
+            logger.error("flush failed: %s", error, extra={"volume": self.record.name})
+        self.dirty.close(clean=flushed and not self.export.failure)
+        self.device.close()
+
+
+def open_map(record: VolumeRecord) -> DirtyMap:
+    """What the standby may lack, of a volume that is not served. Raises DeviceError, DataCorrupt."""
+    log = IntentLog(record.folder / "intent.log")
+    try:
+        return _open_map(record, log.suspects(record.size))
+    finally:
+        log.close()
+
+
+def _open_map(record: VolumeRecord, suspects: Sequence[Extent] | None) -> DirtyMap:
+    path = record.folder / "dirty.map"
+    return DirtyMap(path, record.size, create=not path.exists(), suspects=suspects)

@@ -49,6 +49,10 @@ class ExportSupervisor:
         """0 while it is down."""
         return self._process.pid if self._process is not None and self._process.poll() is None else 0
 
+    @property
+    def is_started(self) -> bool:
+        return self._task is not None
+
     async def start(self) -> None:
         """Raises InUse when its ports are taken."""
         started: asyncio.Future[None] = asyncio.get_running_loop().create_future()

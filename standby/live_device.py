@@ -6,19 +6,21 @@ Invariants
 - A read shows every write that returned before it began, staged ones included. The stages are looked up before the
   mirror is read: what is applied meanwhile is then on the mirror, and what it covers is shown again from the stage.
 - A staged write waits for a commit no longer than `_STAGE_S`; whoever writes while `congested` must wait for a flush.
-- `write`, `trim` and `write_zeroes` are called on the loop; `flush` and `read_into` in threads, and never in one of the
-  engine's own: `flush` waits for work that those have to do.
+- `write`, `trim` and `write_zeroes` are called on the loop; `flush`, `resize` and `read_into` in threads, and never in
+  one of the engine's own: `flush` and `resize` wait for work that those have to do.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Iterator, Sequence
+import threading
+from collections.abc import Callable, Coroutine, Iterator, Sequence
+from typing import Any
 
 from stillpoint.devices import BlockDevice
 from stillpoint.devices.base import Buffer
-from stillpoint.errors import Refused, StillpointError
+from stillpoint.errors import StillpointError
 from stillpoint.extents import MappedExtent
 
 from .cow import SnapshotEngine
@@ -34,10 +36,15 @@ class LiveDevice:
 
     read_only = False
 
-    def __init__(self, engine: SnapshotEngine, mirror: BlockDevice) -> None:
+    def __init__(
+        self, engine: SnapshotEngine, mirror: BlockDevice, grow: Callable[[int], Coroutine[Any, Any, None]]
+    ) -> None:
+        """grow: the mirror and what belongs to it, on the loop."""
         self._engine = engine
         self._mirror = mirror
+        self._grow = grow
         self._loop = asyncio.get_running_loop()
+        self._thread = threading.get_ident()
         self._timer: asyncio.TimerHandle | None = None
         self._committing: asyncio.Task[None] | None = None
         self._closed = False
@@ -111,10 +118,15 @@ class LiveDevice:
             self._changed()
 
     def flush(self) -> None:
+        if threading.get_ident() == self._thread:
+            # Only while the volume is being opened, before the first write.
+            assert not self._engine.staged_bytes
+            self._mirror.flush()
+            return
         asyncio.run_coroutine_threadsafe(self._engine.flush(), self._loop).result()
 
     def resize(self, size: int) -> None:
-        raise Refused(f"{self.description}: a volume that has snapshots grows with its mirror")
+        asyncio.run_coroutine_threadsafe(self._grow(size), self._loop).result()
 
     def close(self) -> None:
         """The engine and the mirror stay open: they belong to the standby's role."""

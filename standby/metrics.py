@@ -19,6 +19,7 @@ _STATES = {
     standby_pb2.MIRROR_STATE_SYNCING: "syncing",
     standby_pb2.MIRROR_STATE_IN_SYNC: "in_sync",
     standby_pb2.MIRROR_STATE_FAILED: "failed",
+    standby_pb2.MIRROR_STATE_SERVED: "served",
 }
 _SNAPSHOT_STATES = {SnapshotState.ACTIVE: "active", SnapshotState.CREATING: "creating"}
 

@@ -7,11 +7,10 @@ import logging
 import os
 import shutil
 import time
-import uuid
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from stillpoint.config import check_name, format_size
 from stillpoint.devices import BlockDevice, open_device
@@ -19,6 +18,7 @@ from stillpoint.errors import AlreadyExists, InvalidRequest, NotFound, Refused, 
 from stillpoint.link.tcp import DataLinkListener
 from stillpoint.link.tokens import Tokens
 from stillpoint.nbd.listen import listen_tcp
+from stillpoint.replica.replicas import Replica, Replicas
 from stillpoint.tls import Credentials
 
 from .config import StandbyConfig
@@ -26,6 +26,7 @@ from .cow import Snapshot, SnapshotEngine, StoreDirectory, create_snapshots
 from .cow.association_forms import FORM_DEFAULT
 from .endings import Endings
 from .export_supervisor import ExportSupervisor
+from .live_device import LiveDevice
 from .mirror import Mirror
 from .record import MirrorRecord
 
@@ -38,11 +39,47 @@ _READER_POLL_S = 0.1
 _READERS_NAMED = 4
 
 
+class ServedVolumes(Protocol):
+    """What the node's other role keeps of the volumes that it serves, or served before their copies became mirrors."""
+
+    def dirty_bytes(self, volume: str) -> int:
+        """What the copy may have that the node which is primary now lacks."""
+        ...
+
+    def forget_dirty(self, volume: str) -> None:
+        """The primary knows of it, durably."""
+        ...
+
+    def forget_volume(self, volume: str) -> None:
+        """The mirror is deleted."""
+        ...
+
+
+class _NothingServed:
+    def dirty_bytes(self, volume: str) -> int:
+        return 0
+
+    def forget_dirty(self, volume: str) -> None: ...
+
+    def forget_volume(self, volume: str) -> None: ...
+
+
 class StandbyNode:
     """Opened by `start`; every method runs on the loop."""
 
-    def __init__(self, config: StandbyConfig, credentials: Credentials | None = None) -> None:
+    def __init__(
+        self,
+        config: StandbyConfig,
+        replicas: Replicas,
+        credentials: Credentials | None = None,
+        *,
+        exports_at_once: bool = True,
+    ) -> None:
+        """exports_at_once: start the export process with the node, not with its first mirror."""
         self.config = config
+        self.replicas = replicas
+        self.served: ServedVolumes = _NothingServed()
+        self._exports_at_once = exports_at_once
         self.mirrors: dict[str, Mirror] = {}
         self.tokens = Tokens()
         self.executor = ThreadPoolExecutor(_THREADS, thread_name_prefix="disk")
@@ -50,6 +87,7 @@ class StandbyNode:
         self.export = ExportSupervisor(config, self._describe)
         self._credentials = credentials
         self._listener: DataLinkListener | None = None
+        self._starting: asyncio.Task[None] | None = None
         self._endings = Endings(self._follow_endings)
 
     @property
@@ -70,11 +108,22 @@ class StandbyNode:
                 shutil.rmtree(folder)
                 continue
             record = MirrorRecord.load(folder)
-            self.mirrors[record.volume] = Mirror(record, self._open_engine, self.executor)
+            self.mirrors[record.volume] = self._open(record, self.replicas.get(record.volume))
             logger.info("mirror open", extra={"volume": record.volume, "size": record.size})
         address = self.config.listen.data_link
         self._listener = DataLinkListener(listen_tcp(address.host, address.port), self.tokens, self._credentials)
-        await self.export.start()
+        if self.mirrors or self._exports_at_once:
+            await self.export.start()
+
+    def _open(self, record: MirrorRecord, replica: Replica) -> Mirror:
+        return Mirror(
+            record,
+            replica,
+            self._open_engine,
+            self.executor,
+            publish=self._publish,
+            forget_dirty=lambda volume: self.served.forget_dirty(volume),
+        )
 
     def _open_engine(self, record: MirrorRecord, device: BlockDevice) -> SnapshotEngine:
         folder = record.folder / "snapshots"
@@ -96,6 +145,8 @@ class StandbyNode:
     async def stop(self) -> None:
         if self._listener is not None:
             self._listener.close()
+        if self._starting is not None:
+            await asyncio.wait([self._starting])
         await self.export.stop()
         for mirror in self.mirrors.values():
             try:
@@ -143,34 +194,61 @@ class StandbyNode:
         if existing is not None:
             if existing.record.volume_uuid == volume_uuid:
                 return existing
-            if existing.record.adopted_session:
+            if existing.replica.state.current is not None:
                 raise AlreadyExists(
                     f"the standby holds a mirror of another volume named {volume!r}; delete that volume first"
                 )
             await self._remove(existing)
+        if self.replicas.find(volume) is not None:
+            raise AlreadyExists(f"this node serves a volume named {volume!r} itself")
         folder = self._folder / volume
         folder.mkdir()
         try:
             paths = self._prepare_device(volume, folder, size=size, device_paths=device_paths)
-            record = MirrorRecord(
-                folder=folder,
-                volume=volume,
-                volume_uuid=volume_uuid,
-                mirror_uuid=str(uuid.uuid4()),
-                size=size,
-                block_size=block_size,
-                device_paths=paths,
-                created_ns=time.time_ns(),
-                blank=not device_paths,  # a device that was named may hold anything
-            )
-            mirror = Mirror(record, self._open_engine, self.executor)
-            record.save()
+            # A device that was named may hold anything.
+            replica = self.replicas.create_standby(volume, volume_uuid, size=size, blank=not device_paths)
+            mirror = self._make(folder, replica, block_size=block_size, device_paths=paths)
         except BaseException:
+            self.replicas.delete(volume)
             shutil.rmtree(folder, ignore_errors=True)
             raise
-        self.mirrors[volume] = mirror
+        await self._start_exporting(volume)
         logger.info("mirror created", extra={"volume": volume, "size": size})
         return mirror
+
+    async def take_over(self, replica: Replica, *, block_size: int, device_paths: list[str]) -> Mirror:
+        """Make a mirror of a copy that served clients until now, with its content. Durable on return."""
+        volume = replica.volume
+        existing = self.mirrors.get(volume)
+        if existing is not None:
+            return existing
+        folder = self._folder / volume
+        folder.mkdir(exist_ok=True)
+        mirror = self._make(folder, replica, block_size=block_size, device_paths=device_paths)
+        # Not waited for: it has nothing to export yet, and a volume may be waiting to be served by the other node.
+        self._starting = asyncio.get_running_loop().create_task(self._start_exporting(volume))
+        self._starting.add_done_callback(_started)
+        return mirror
+
+    def _make(self, folder: Path, replica: Replica, *, block_size: int, device_paths: list[str]) -> Mirror:
+        record = MirrorRecord(
+            folder=folder,
+            volume=replica.volume,
+            volume_uuid=str(replica.state.volume),
+            size=replica.state.size,
+            block_size=block_size,
+            device_paths=device_paths,
+            created_ns=time.time_ns(),
+        )
+        mirror = self._open(record, replica)
+        record.save()
+        self.mirrors[replica.volume] = mirror
+        return mirror
+
+    async def _start_exporting(self, volume: str) -> None:
+        if not self.export.is_started:
+            await self.export.start()
+        await self._publish(volume)
 
     def _prepare_device(self, volume: str, folder: Path, *, size: int, device_paths: list[str]) -> list[str]:
         if not device_paths:
@@ -209,6 +287,27 @@ class StandbyNode:
         mirror = self.mirror(volume)
         if mirror.record.volume_uuid != volume_uuid:
             raise Refused(f"the standby's mirror of {volume!r} belongs to another volume of that name")
+        if mirror.replica.is_primary:
+            raise Refused(f"node {self.replicas.name} serves volume {volume!r} itself")
+        await self._delete(mirror, force=force)
+
+    def live_device(self, volume: str) -> LiveDevice | None:
+        """The copy as the volume that clients write to; None: this node has no mirror of it."""
+        mirror = self.mirrors.get(volume)
+        return mirror.live_device() if mirror is not None else None
+
+    def snapshot_count(self, volume: str) -> int:
+        mirror = self.mirrors.get(volume)
+        return len(mirror.engine.snapshots()) if mirror is not None else 0
+
+    async def delete_served(self, volume: str) -> None:
+        """The mirror of a volume that this node serves, after the last write to it. Does nothing when there is none."""
+        mirror = self.mirrors.get(volume)
+        if mirror is not None:
+            await self._delete(mirror, force=True)
+
+    async def _delete(self, mirror: Mirror, *, force: bool) -> None:
+        volume = mirror.record.volume
         snapshots = mirror.engine.snapshots()
         if snapshots and not force:
             raise Refused(f"volume {volume!r} has {len(snapshots)} snapshots; delete them first or use force")
@@ -232,6 +331,8 @@ class StandbyNode:
         mirror.device.close()
         mirror.record.file.unlink()  # from here on the mirror does not exist
         shutil.rmtree(mirror.record.folder)
+        self.served.forget_volume(volume)
+        self.replicas.delete(volume)
 
     # --- snapshots
 
@@ -341,3 +442,8 @@ class StandbyNode:
         self.stores.create(
             name, kind=kind, size=size, paths=places, map_form=map_form or FORM_DEFAULT, size_max=size_max
         )
+
+
+def _started(task: asyncio.Task[None]) -> None:
+    if not task.cancelled() and (error := task.exception()) is not None:
+        logger.error("snapshots are not exported: %s", error)

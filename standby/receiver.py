@@ -28,6 +28,8 @@ from stillpoint.link.frames import (
     encode_header,
     read_frames,
 )
+from stillpoint.replica import Flags, Generation, ReplicaState
+from stillpoint.replica.messages import unpack_generation, unpack_state
 
 from .comparer import Comparer
 from .mirror_reader import MirrorReader
@@ -39,6 +41,7 @@ logger = logging.getLogger(__name__)
 
 # Staged writes wait no longer than this for a flush to come.
 _STAGE_S = 0.05
+_SIGN_OF_LIFE_S = 1.0
 
 
 class MirrorReceiver:
@@ -55,11 +58,13 @@ class MirrorReceiver:
         self.flushed_sequence = 0
         self._flush_wanted = 0  # the last FLUSH received
         self._resync_end = 0  # the sequence of a RESYNC_END not yet answered
-        self._blank = mirror.record.blank
+        self._resynced: ReplicaState | None = None  # what its frame said
+        self._blank = mirror.replica.state.has(Flags.BLANK)
         self._comparer = Comparer(mirror.engine, mirror.device, mirror.executor, self._answer)
         self._reader = MirrorReader(mirror.engine, mirror.device, mirror.executor, self._answer_read)
         self._flushing: asyncio.Task[None] | None = None
         self._committing: asyncio.Task[None] | None = None
+        self._beginning: asyncio.Task[None] | None = None
         self._stage_timer: asyncio.TimerHandle | None = None
         self._ended = False
         self._reason = "the primary closed the data link"
@@ -114,6 +119,8 @@ class MirrorReceiver:
             self._fail(error)
             raise
         self.sequence = sequence
+        if self._beginning is not None:
+            return True
         if self._engine.wants_commit:
             self._pause_for_commit()
             return True
@@ -136,8 +143,10 @@ class MirrorReceiver:
         elif kind == FLUSH:
             self._flush_wanted = self.sequence + 1
         elif kind == FrameType.RESYNC_BEGIN:
-            self._mirror.resync_began()
+            self._link.pause_reading()
+            self._beginning = self._start(self._begin_resync(unpack_generation(payload)))
         elif kind == FrameType.RESYNC_END:
+            self._resynced = unpack_state(payload) if payload else None
             self._flush_wanted = self._resync_end = self.sequence + 1
         else:
             raise ProtocolError(f"the primary sent a frame of type {kind}")
@@ -156,8 +165,12 @@ class MirrorReceiver:
         self._ended = True
         if self._stage_timer is not None:
             self._stage_timer.cancel()
-        if self._mirror.receiver is self and self._flushing is None and self._committing is None:
+        if self._mirror.receiver is self and not self._is_working:
             self._mirror.session_ended(self._reason)
+
+    @property
+    def _is_working(self) -> bool:
+        return any(task is not None for task in (self._flushing, self._committing, self._beginning))
 
     async def end(self, reason: str) -> None:
         """Take nothing more; wait for what is running. The mirror is told."""
@@ -167,7 +180,7 @@ class MirrorReceiver:
             self._reason = reason
             self._ended = True
             self._link.abort()
-        for task in (self._flushing, self._committing):
+        for task in (self._flushing, self._committing, self._beginning):
             if task is not None:
                 await asyncio.wait([task])
         if self._mirror.receiver is self:
@@ -205,7 +218,7 @@ class MirrorReceiver:
                 await self._engine.flush()
                 if 0 < self._resync_end <= wanted:
                     self._resync_end = 0
-                    self._mirror.resync_ended()
+                    await self._mirror.resync_ended(self._resynced)
                 self.flushed_sequence = wanted
                 if not self._ended:
                     self._acknowledge()
@@ -216,6 +229,19 @@ class MirrorReceiver:
     def _watch_stage(self) -> None:
         if self._engine.staged_bytes and self._stage_timer is None and not self._ended:
             self._stage_timer = self._loop.call_later(_STAGE_S, self._stage_is_old)
+
+    async def _begin_resync(self, base: Generation) -> None:
+        """Nothing more is read before it is durable that the copy is about to become a mixture."""
+        beginning = asyncio.ensure_future(self._mirror.resync_began(base))
+        try:
+            # Pings are not read meanwhile, and a slow disk must not look like a node that is gone.
+            while not (await asyncio.wait([beginning], timeout=_SIGN_OF_LIFE_S))[0]:
+                if not self._ended:
+                    self._acknowledge()
+            await beginning
+        finally:
+            self._beginning = None
+            self._resume_reading()
 
     def _stage_is_old(self) -> None:
         self._stage_timer = None
@@ -236,8 +262,11 @@ class MirrorReceiver:
         finally:
             self._committing = None
             self._watch_stage()  # its timer may have come and gone while older changes were committed
-            if not self._ended:
-                self._link.resume_reading()
+            self._resume_reading()
+
+    def _resume_reading(self) -> None:
+        if not self._ended and self._committing is None and self._beginning is None:
+            self._link.resume_reading()
 
     def _start(self, work: object) -> asyncio.Task[None]:
         task: asyncio.Task[None] = self._loop.create_task(work)  # type: ignore[arg-type]
@@ -253,7 +282,7 @@ class MirrorReceiver:
             logger.error("mirroring stopped", exc_info=error, extra={"volume": self._mirror.record.volume})
             self._mirror.failed(f"internal error: {error}")
             self._link.abort(StillpointError("internal error"))
-        if self._ended and self._mirror.receiver is self and self._flushing is None and self._committing is None:
+        if self._ended and self._mirror.receiver is self and not self._is_working:
             self._mirror.session_ended(self._reason)
 
     def _fail(self, error: StillpointError) -> None:

@@ -3,6 +3,7 @@
     mirrors/NAME/mirror.json   this record, replaced whole
     mirrors/NAME/disk.img      the mirror itself, byte i of the volume at byte i, unless devices were named
     mirrors/NAME/snapshots/    the snapshot engine's (standby/cow/README.md)
+    replicas/NAME.meta         what the content is worth (stillpoint/replica/README.md)
 
 A mirror exists when its `mirror.json` does.
 """
@@ -15,32 +16,29 @@ from pathlib import Path
 from stillpoint.document import read_document, write_document
 from stillpoint.errors import DataCorrupt
 
-_VERSION = 1
+# 2: sessions, generations and what the content is worth moved to replica.meta.
+_VERSION = 2
 
 
 @dataclass(slots=True)
 class MirrorRecord:
     """Durable once `save` returned.
 
-    epoch, session: the fence; frames of any other session are refused. Raised before a token is given out.
-    adopted_session: the last session whose link was taken; frames of it may be in the mirror.
-    blank: no frame ever changed the mirror, so it reads as zeroes.
-    consistent: the mirror is a state that the volume had; false from RESYNC_BEGIN to RESYNC_END.
+    mode: how the volume's writes are answered; for the day when this copy serves it.
+    fallback: the snapshot taken before a resync that has not ended; or empty.
+    given_up: the snapshot of what this copy held when its content was given up for another's; or empty.
     """
 
     folder: Path
     volume: str
     volume_uuid: str
-    mirror_uuid: str
     size: int  # bytes
     block_size: int  # bytes
     device_paths: list[str]
     created_ns: int
-    epoch: int = 0
-    session: int = 0
-    adopted_session: int = 0
-    blank: bool = True
-    consistent: bool = False
+    mode: str = "sync"
+    fallback: str = ""
+    given_up: str = ""
 
     @property
     def file(self) -> Path:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import time
 from collections import Counter
 
@@ -12,6 +13,7 @@ from stillpoint.errors import InvalidRequest, NotFound, ProtocolError, SnapshotI
 from stillpoint.link import grpc as grpc_link
 from stillpoint.link.frames import PROTOCOL_VERSION
 from stillpoint.link.tokens import TokenGate
+from stillpoint.replica.messages import pack_state, unpack_state
 from stillpoint.runtime import node_info
 from stillpoint.wire import streams
 from stillpoint.wire.status import Context, answers
@@ -19,7 +21,7 @@ from stillpoint.wire.v1 import common_pb2, standby_pb2, standby_pb2_grpc
 
 from . import policy
 from .cow import Bookmark, Snapshot, SnapshotState, StoreStatistics
-from .mirror import Mirror, MirrorState
+from .mirror import Mirror, MirrorState, Proposal
 from .node import StandbyNode
 
 SERVICE_NAME = "stillpoint.wire.v1.StandbyService"
@@ -29,6 +31,7 @@ _MIRROR_STATES = {
     MirrorState.SYNCING: standby_pb2.MIRROR_STATE_SYNCING,
     MirrorState.IN_SYNC: standby_pb2.MIRROR_STATE_IN_SYNC,
     MirrorState.FAILED: standby_pb2.MIRROR_STATE_FAILED,
+    MirrorState.SERVED: standby_pb2.MIRROR_STATE_SERVED,
 }
 _SNAPSHOT_STATES = {
     SnapshotState.CREATING: standby_pb2.SNAPSHOT_STATE_CREATING,
@@ -77,19 +80,19 @@ class StandbyService(standby_pb2_grpc.StandbyServiceServicer):
                 f"this standby speaks version {PROTOCOL_VERSION} of the data link, "
                 f"the primary {request.protocol_min} to {request.protocol_max}"
             )
-        mirror = self._node.mirror(request.volume)
-        session = await mirror.begin_session(volume_uuid=request.volume_uuid, size=request.size, epoch=request.epoch)
-        record = mirror.record
-        return standby_pb2.OpenLinkResponse(
-            protocol=PROTOCOL_VERSION,
-            session=session,
-            previous_session=record.adopted_session,
-            mirror_uuid=record.mirror_uuid,
-            blank=record.blank,
-            consistent=record.consistent,
-            token=self._node.tokens.issue(lambda link: mirror.adopt(session, link)),
-            data_link_port=self._node.data_link_port,
-        )
+        source = unpack_state(request.replica)
+        replica, dirty_bytes = self._node.replicas.get(request.volume), self._node.served.dirty_bytes(request.volume)
+        answer = standby_pb2.OpenLinkResponse(protocol=PROTOCOL_VERSION, dirty_bytes=dirty_bytes)
+        # No session where the volume is served: what follows from two primaries is decided from both nodes' states.
+        if not replica.is_primary:
+            mirror = self._node.mirror(request.volume)
+            proposal = Proposal(source, request.dirty_bytes, dirty_bytes, size=request.size, mode=request.mode)
+            session, by = await mirror.begin_session(proposal)
+            answer.session = session
+            answer.token = self._node.tokens.issue(functools.partial(mirror.adopt, session, by))
+            answer.data_link_port = self._node.data_link_port
+        answer.replica = pack_state(replica.state)
+        return answer
 
     @answers
     async def MirrorStream(self, request: object, context: grpc.aio.ServicerContext[bytes, bytes]) -> None:
@@ -273,7 +276,6 @@ def describe_mirror(mirror: Mirror) -> standby_pb2.Mirror:
     return standby_pb2.Mirror(
         volume=record.volume,
         volume_uuid=record.volume_uuid,
-        mirror_uuid=record.mirror_uuid,
         size=record.size,
         block_size=record.block_size,
         device_paths=record.device_paths,
@@ -285,7 +287,7 @@ def describe_mirror(mirror: Mirror) -> standby_pb2.Mirror:
         received_sequence=sequence,
         applied_sequence=sequence,
         flushed_sequence=receiver.flushed_sequence if receiver is not None else 0,
-        session=record.session,
+        session=mirror.replica.state.fence.session,
     )
 
 
@@ -301,7 +303,7 @@ def describe_snapshot(snapshot: Snapshot, mirror: Mirror) -> standby_pb2.Snapsho
         created_ns=snapshot.created_ns,
         generation=snapshot.generation,
         store=snapshot.store,
-        in_sync=mirror.state is MirrorState.IN_SYNC,
+        in_sync=mirror.state in (MirrorState.IN_SYNC, MirrorState.SERVED),
         block_size=mirror.record.block_size,
         protected=snapshot.protected,
         writable=mirror.overlays.path(snapshot) is not None,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import click
@@ -17,7 +18,9 @@ from .command import (
     pass_invocation,
     yes_option,
 )
+from .nodes import DataNode
 from .output import format_age, iso_time
+from .places import from_all, where_bookmark
 
 
 def bookmark_document(bookmark: standby_pb2.Bookmark) -> dict[str, Any]:
@@ -55,8 +58,14 @@ async def list_(invocation: Invocation, volume: str | None) -> None:
     """
     async with invocation.nodes() as nodes:
         request = standby_pb2.ListBookmarksRequest(volume=volume or "")
-        answer = await nodes.standby.call("ListBookmarks", request, standby_pb2.BookmarkList)
-    bookmarks = sorted(answer.bookmarks, key=lambda each: (each.volume, each.generation, each.name))
+
+        async def ask(node: DataNode) -> Sequence[standby_pb2.Bookmark]:
+            return (await node.mirroring.call("ListBookmarks", request, standby_pb2.BookmarkList)).bookmarks
+
+        answers = await from_all(nodes, ask)
+    bookmarks = sorted(
+        (each for _, part in answers for each in part), key=lambda each: (each.volume, each.generation, each.name)
+    )
     if invocation.output.as_json:
         invocation.output.document([bookmark_document(each) for each in bookmarks])
         return
@@ -81,7 +90,8 @@ async def delete(invocation: Invocation, identity: BookmarkId, yes: bool) -> Non
     confirm(f"Delete the bookmark {identity}?", yes=yes)
     async with invocation.nodes() as nodes:
         request = standby_pb2.BookmarkName(volume=identity.volume, name=identity.name)
-        await nodes.standby.call("DeleteBookmark", request, common_pb2.Empty)
+        node = await where_bookmark(nodes, identity.volume, identity.name)
+        await node.mirroring.call("DeleteBookmark", request, common_pb2.Empty)
     if invocation.output.as_json:
         invocation.output.document({"deleted": str(identity)})
     else:

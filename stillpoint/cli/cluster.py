@@ -1,6 +1,7 @@
 """The cluster file: where the three nodes are reached from where standbyctl runs.
 
-primary: { grpc: "127.0.0.1:7410", nbd: "127.0.0.1:10809" }
+primary: { grpc: "127.0.0.1:7410", nbd: "127.0.0.1:10809", export_grpc: "127.0.0.1:7412",
+           snapshot_nbd: "127.0.0.1:10808" }                   the last two: once it has become a standby
 standby: { grpc: "127.0.0.1:7420", export_grpc: "127.0.0.1:7422", nbd: "127.0.0.1:10810",
            volume_nbd: "127.0.0.1:10809" }
 backup:  { grpc: "127.0.0.1:7430", nbd: "127.0.0.1:10811" }
@@ -27,6 +28,9 @@ DEFAULT_FILE = Path("cluster.yaml")
 class PrimaryAddresses:
     grpc: Address
     nbd: Address
+    # Of the snapshots that it takes once it has become a standby. None: nobody reads snapshots there by standbyctl.
+    export_grpc: Address | None = None
+    snapshot_nbd: Address | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,8 +24,9 @@ from .demo_writer import Writer, find_instant
 from .local_cluster import LocalCluster
 from .nodes import Nodes
 from .output import Output, format_rate, format_seconds
+from .places import where_mirrored, where_snapshot
 from .restore import restore_here
-from .snapshot_calls import create_snapshots, get_snapshot
+from .snapshot_calls import Kind, create_snapshots
 from .store import create_store
 from .volume import get_volume
 
@@ -166,7 +167,8 @@ class Story:
         with narrator.step("Keep changing a file in the volume, and take a snapshot in the middle of it"):
             await asyncio.sleep(_WRITING_S)
             self._answered_before = writer.answered
-            [snapshot] = await create_snapshots(nodes, (VOLUME,), name=SNAPSHOT, store=STORE)
+            node = await where_mirrored(nodes, (VOLUME,))
+            [snapshot] = await create_snapshots(node, (VOLUME,), Kind(SNAPSHOT, STORE))
             self._begun_after = writer.begun
             self.facts.snapshot_create_ns = snapshot.create_duration_ns
             narrator.tell(
@@ -185,7 +187,7 @@ class Story:
                 await client.flush()
 
     async def _note_preserved(self, nodes: Nodes) -> None:
-        snapshot = await get_snapshot(nodes, SnapshotId(VOLUME, SNAPSHOT))
+        _, snapshot = await where_snapshot(nodes, SnapshotId(VOLUME, SNAPSHOT))
         self.facts.preserved_bytes = snapshot.preserved_bytes
         self.facts.preserved_blocks = snapshot.preserved_blocks
         if snapshot.state != standby_pb2.SNAPSHOT_STATE_ACTIVE:

@@ -35,9 +35,9 @@ from . import processes
 from .cluster import Cluster, read_cluster
 from .command import VolumeSpec
 from .local_configuration import CARRIERS, Security, configuration, make_certificates, security_of
-from .nodes import STATUS_TIMEOUT_S, Node, Nodes
+from .nodes import STATUS_TIMEOUT_S, DataNode, Node, Nodes
 from .processes import Process
-from .volume import get_volume, list_volumes, wait_in_sync
+from .volume import get_volume, wait_in_sync
 
 NODES = ("primary", "standby", "backup")
 # Readers go first, and the primary before its standby, so that its last writes still reach it.
@@ -304,13 +304,9 @@ class LocalCluster:
             known = json.loads(file.read_text())
         primary = {name: paths["primary_path"] for name, paths in known.items()}
         mirrors = {name: paths["mirror_path"] for name, paths in known.items()}
-        with suppress(StillpointError):
-            primary = {volume.name: _path(volume.device_paths) for volume in await list_volumes(nodes)}
-        with suppress(StillpointError):
-            answer = await nodes.standby.call(
-                "GetStatus", common_pb2.Empty(), standby_pb2.StandbyStatus, timeout_s=STATUS_TIMEOUT_S
-            )
-            mirrors = {mirror.volume: _path(mirror.device_paths) for mirror in answer.mirrors}
+        for node, found in zip(nodes.data_nodes, (primary, mirrors), strict=True):
+            with suppress(StillpointError):
+                found |= await _copies(node)
         paths = {
             name: {"primary_path": primary.get(name), "mirror_path": mirrors.get(name)}
             for name in sorted(primary.keys() | mirrors.keys())
@@ -319,6 +315,19 @@ class LocalCluster:
         replacement.write_text(json.dumps(paths))
         replacement.rename(file)
         return paths
+
+
+async def _copies(node: DataNode) -> dict[str, Any]:
+    """Where a host's copies are, those that it serves and those that it mirrors."""
+    served = await node.serving.call(
+        "ListVolumes", common_pb2.Empty(), primary_pb2.VolumeList, timeout_s=STATUS_TIMEOUT_S
+    )
+    mirrored = await node.mirroring.call(
+        "GetStatus", common_pb2.Empty(), standby_pb2.StandbyStatus, timeout_s=STATUS_TIMEOUT_S
+    )
+    return {volume.name: _path(volume.device_paths) for volume in served.volumes} | {
+        mirror.volume: _path(mirror.device_paths) for mirror in mirrored.mirrors
+    }
 
 
 def _path(device_paths: Sequence[str]) -> str | list[str] | None:

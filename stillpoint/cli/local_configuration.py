@@ -66,18 +66,26 @@ def configuration(directory: Path, carrier: str, security: Security) -> dict[str
 
 
 def _plain_configuration(directory: Path, carrier: str) -> dict[str, dict[str, Any]]:
-    ports = (f"127.0.0.1:{port}" for port in free_ports(12))
+    ports = (f"127.0.0.1:{port}" for port in free_ports(15))
     primary = {name: next(ports) for name in ("grpc", "nbd", "metrics")}
     standby = {name: next(ports) for name in ("grpc", "data_link", "export_grpc", "nbd", "volume_nbd", "metrics")}
     backup = {name: next(ports) for name in ("grpc", "nbd", "metrics")}
+    mirroring = {name: next(ports) for name in ("data_link", "export_grpc", "nbd")}
+    as_both = {**primary, "export_grpc": mirroring["export_grpc"], "snapshot_nbd": mirroring["nbd"]}
     return {
         "primary": {
             "node": "primary",
             "state_dir": str(directory / "primary"),
             "listen": primary,
             "standby": {"grpc": standby["grpc"], "carrier": carrier},
+            "as_standby": {"listen": mirroring},
         },
-        "standby": {"node": "standby", "state_dir": str(directory / "standby"), "listen": standby},
+        "standby": {
+            "node": "standby",
+            "state_dir": str(directory / "standby"),
+            "listen": standby,
+            "as_primary": {"standby": {"grpc": primary["grpc"], "carrier": carrier}},
+        },
         "backup": {
             "node": "backup",
             "state_dir": str(directory / "backup"),
@@ -86,7 +94,7 @@ def _plain_configuration(directory: Path, carrier: str) -> dict[str, dict[str, A
         },
         "cluster": {
             node: {name: address for name, address in listen.items() if name not in ("data_link", "metrics")}
-            for node, listen in (("primary", primary), ("standby", standby), ("backup", backup))
+            for node, listen in (("primary", as_both), ("standby", standby), ("backup", backup))
         },
     }
 

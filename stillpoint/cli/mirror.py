@@ -10,6 +10,7 @@ from ..config import format_size
 from ..wire.v1 import common_pb2, primary_pb2, standby_pb2
 from .command import Group, Invocation, asynchronous, pass_invocation, size
 from .output import enum_word, format_age, iso_time
+from .places import where_served
 from .volume import volume_document, writers_cell
 
 
@@ -25,7 +26,6 @@ def mirror_document(mirror: standby_pb2.Mirror) -> dict[str, Any]:
     return {
         "volume": mirror.volume,
         "volume_uuid": mirror.volume_uuid,
-        "mirror_uuid": mirror.mirror_uuid,
         "size": mirror.size,
         "block_size": mirror.block_size,
         "device_paths": list(mirror.device_paths),
@@ -92,7 +92,7 @@ async def status(invocation: Invocation) -> None:
 @pass_invocation
 @asynchronous
 async def resume(invocation: Invocation, volume: str) -> None:
-    """Let a volume's writers go on without a standby, until one has been in sync again.
+    """Let a volume's writers go on until a standby is in sync again.
 
     For a volume whose writes are suspended or refused (`volume set
     --on-standby-loss`). What they write is on the primary alone, and is
@@ -102,7 +102,8 @@ async def resume(invocation: Invocation, volume: str) -> None:
     Example: standbyctl mirror resume vol1
     """
     async with invocation.nodes() as nodes:
-        resumed = await nodes.primary.call(
+        node = await where_served(nodes, volume)
+        resumed = await node.serving.call(
             "ResumeVolume", primary_pb2.ResumeVolumeRequest(name=volume), primary_pb2.Volume
         )
     if invocation.output.as_json:
@@ -154,7 +155,8 @@ async def verify(invocation: Invocation, volume: str, repair: bool, rate: int | 
     last = primary_pb2.VerifyEvent()
     async with invocation.nodes() as nodes:
         with invocation.output.progress(f"comparing {volume}") as bar:
-            async for last in nodes.primary.stream("VerifyMirror", request, primary_pb2.VerifyEvent):
+            node = await where_served(nodes, volume)
+            async for last in node.serving.stream("VerifyMirror", request, primary_pb2.VerifyEvent):
                 bar.update(last.progress.done_bytes, last.progress.total_bytes)
     different = sum(last.lengths)
     if invocation.output.as_json:

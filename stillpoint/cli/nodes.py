@@ -6,6 +6,7 @@ Each node's connection is opened when first used, so a command talks to a dead n
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, TypeVar
 
@@ -18,7 +19,7 @@ from ..errors import PeerUnavailable, StillpointError
 from ..tls import Credentials
 from ..wire.channel import open_channel
 from ..wire.status import from_rpc_error
-from ..wire.v1 import backup_pb2_grpc, export_pb2_grpc, primary_pb2_grpc, standby_pb2_grpc
+from ..wire.v1 import backup_pb2_grpc, export_pb2_grpc, primary_pb2_grpc, replica_pb2_grpc, standby_pb2_grpc
 from .cluster import Cluster
 
 M = TypeVar("M", bound=Message)
@@ -73,6 +74,19 @@ class Node:
         return bool(response.status == health_pb2.HealthCheckResponse.SERVING)
 
 
+@dataclass(frozen=True, slots=True)
+class DataNode:
+    """A host that holds copies of volumes, and serves or mirrors each."""
+
+    name: str
+    replicas: Node  # ReplicaService
+    serving: Node  # PrimaryService
+    mirroring: Node  # StandbyService
+    export: Node | None  # ExportService
+    nbd: Address  # of the volumes that it serves
+    snapshot_nbd: Address | None
+
+
 class Nodes:
     """The nodes of one cluster: `async with Nodes(cluster) as nodes`."""
 
@@ -80,7 +94,7 @@ class Nodes:
         """Raises ConfigError for certificates that cannot be used."""
         self.cluster = cluster
         self._credentials = Credentials(cluster.tls.directory) if cluster.tls is not None else None
-        self._open: dict[str, Node] = {}
+        self._open: dict[tuple[str, Any], Node] = {}
 
     async def __aenter__(self) -> Nodes:
         return self
@@ -91,6 +105,30 @@ class Nodes:
         for node in self._open.values():
             await node.channel.close()
         self._open.clear()
+
+    @property
+    def data_nodes(self) -> list[DataNode]:
+        """The hosts that hold copies of volumes, the one whose place it is to serve them first."""
+        cluster = self.cluster
+        first, second = cluster.primary, cluster.standby
+        return [
+            self._data_node("primary", first.grpc, first.nbd, first.export_grpc, first.snapshot_nbd),
+            self._data_node("standby", second.grpc, second.volume_nbd, second.export_grpc, second.nbd),
+        ]
+
+    def _data_node(
+        self, name: str, grpc: Address, nbd: Address, export_grpc: Address | None, snapshot_nbd: Address | None
+    ) -> DataNode:
+        export = export_pb2_grpc.ExportServiceStub
+        return DataNode(
+            name,
+            replicas=self._node(name, grpc, replica_pb2_grpc.ReplicaServiceStub),
+            serving=self._node(name, grpc, primary_pb2_grpc.PrimaryServiceStub),
+            mirroring=self._node(name, grpc, standby_pb2_grpc.StandbyServiceStub),
+            export=self._node(f"{name}'s export", export_grpc, export) if export_grpc is not None else None,
+            nbd=nbd,
+            snapshot_nbd=snapshot_nbd,
+        )
 
     @property
     def primary(self) -> Node:
@@ -109,6 +147,6 @@ class Nodes:
         return self._node("backup node", self.cluster.backup.grpc, backup_pb2_grpc.BackupServiceStub)
 
     def _node(self, name: str, address: Address, make_stub: Any) -> Node:
-        if name not in self._open:
-            self._open[name] = Node(name, address, make_stub, self._credentials)
-        return self._open[name]
+        if (name, make_stub) not in self._open:
+            self._open[name, make_stub] = Node(name, address, make_stub, self._credentials)
+        return self._open[name, make_stub]

@@ -21,8 +21,9 @@ from ..extents import Extent, split
 from ..nbd.client import NbdClient
 from ..wire.v1 import common_pb2, export_pb2, primary_pb2, standby_pb2
 from .command import SnapshotId
-from .nodes import Nodes
-from .snapshot_calls import create_snapshots, get_snapshot
+from .nodes import DataNode, Node, Nodes
+from .places import where_served, where_snapshot
+from .snapshot_calls import Kind, create_snapshots
 from .volume import get_volume
 
 _PIECE_SIZE: Final = 1 << 20
@@ -41,21 +42,25 @@ async def roll_back(nodes: Nodes, identity: SnapshotId, *, force: bool) -> Rollb
     force: also while clients are connected to the volume; what they write meanwhile is not rolled back.
     Raises Refused before anything is changed, and what ended it half way after that.
     """
-    target = await nodes.export.call(
+    node, snapshot = await where_snapshot(nodes, identity)
+    export, server = node.export, await where_served(nodes, identity.volume)
+    if export is None or node.snapshot_nbd is None:
+        raise Refused(f"the cluster file does not say where node {node.name} serves its snapshots")
+    target = await export.call(
         "DescribeSnapshot",
         export_pb2.DescribeSnapshotRequest(volume=identity.volume, snapshot=identity.name),
         export_pb2.SnapshotDescription,
     )
-    if (await get_snapshot(nodes, identity)).writable:
+    if snapshot.writable:
         raise Refused(f"snapshot {identity} is writable, so it may no longer hold what the volume held")
     await _check(nodes, identity.volume, clients_allowed=0, force=force)
     # Open before the snapshot of the present is taken: it keeps the target from being deleted, and the list of the
     # volume's clients is looked at again when ours is among them.
-    snapshot_uri = nodes.cluster.own_nbd_uri(nodes.cluster.standby.nbd, str(identity))
-    volume_uri = nodes.cluster.own_nbd_uri(nodes.cluster.primary.nbd, identity.volume)
+    snapshot_uri = nodes.cluster.own_nbd_uri(node.snapshot_nbd, str(identity))
+    volume_uri = nodes.cluster.own_nbd_uri(server.nbd, identity.volume)
     async with await NbdClient.connect(snapshot_uri) as source, await NbdClient.connect(volume_uri) as volume:
         await _check(nodes, identity.volume, clients_allowed=1, force=force)
-        undo = await _snapshot_of_the_present(nodes, identity)
+        undo = await _snapshot_of_the_present(node, identity)
         request = export_pb2.ChangedExtentsRequest(
             volume=identity.volume,
             snapshot=undo.name,
@@ -63,7 +68,7 @@ async def roll_back(nodes: Nodes, identity: SnapshotId, *, force: bool) -> Rollb
             base_generation=target.generation,
         )
         try:
-            written = await _copy(source, volume, _extents(nodes, request))
+            written = await _copy(source, volume, _extents(export, request))
             await volume.flush()
         except StillpointError as error:
             raise Refused(
@@ -85,19 +90,19 @@ async def _check(nodes: Nodes, name: str, *, clients_allowed: int, force: bool) 
         )
 
 
-async def _snapshot_of_the_present(nodes: Nodes, identity: SnapshotId) -> standby_pb2.Snapshot:
+async def _snapshot_of_the_present(node: DataNode, identity: SnapshotId) -> standby_pb2.Snapshot:
     now_ms = time.time_ns() // 1_000_000  # one rollback may follow another within the same second
     name = f"before-rollback-{time.strftime('%Y%m%dT%H%M%S', time.gmtime(now_ms // 1000))}.{now_ms % 1000:03d}Z"
-    (undo,) = await create_snapshots(nodes, (identity.volume,), name=name)
+    (undo,) = await create_snapshots(node, (identity.volume,), Kind(name=name))
     if not undo.in_sync:
         request = standby_pb2.DeleteSnapshotRequest(volume=undo.volume, name=undo.name)
-        await nodes.standby.call("DeleteSnapshot", request, common_pb2.Empty)
+        await node.mirroring.call("DeleteSnapshot", request, common_pb2.Empty)
         raise Refused(f"volume {identity.volume!r} fell out of sync; nothing was rolled back")
     return undo
 
 
-async def _extents(nodes: Nodes, request: export_pb2.ChangedExtentsRequest) -> AsyncIterator[Extent]:
-    async for part in nodes.export.stream("ChangedExtents", request, export_pb2.ChangedExtentsPart):
+async def _extents(export: Node, request: export_pb2.ChangedExtentsRequest) -> AsyncIterator[Extent]:
+    async for part in export.stream("ChangedExtents", request, export_pb2.ChangedExtentsPart):
         for offset, length in zip(part.offsets, part.lengths, strict=True):
             yield Extent(offset, length)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import click
@@ -18,10 +19,11 @@ from .command import (
     snapshot_identity,
     yes_option,
 )
-from .nodes import CALL_TIMEOUT_S
+from .nodes import CALL_TIMEOUT_S, DataNode, Nodes
 from .output import enum_word, format_age, format_seconds, iso_time
+from .places import from_all, where_mirrored, where_served, where_snapshot
 from .rollback import roll_back
-from .snapshot_calls import create_quiesced, create_snapshots, get_snapshot
+from .snapshot_calls import Kind, create_quiesced, create_snapshots
 from .snapshot_policy import policy
 
 
@@ -65,6 +67,11 @@ def snapshot_document(snapshot: standby_pb2.Snapshot) -> dict[str, Any]:
     return document
 
 
+def snapshot_uri(nodes: Nodes, node: DataNode, identity: str) -> str:
+    """Where the node serves the snapshot; for people and their programs."""
+    return nodes.cluster.nbd_uri(node.snapshot_nbd, identity) if node.snapshot_nbd is not None else ""
+
+
 @click.group(cls=Group)
 def snapshot() -> None:
     """Snapshots of volumes.
@@ -103,16 +110,20 @@ async def create(
              standbyctl snapshot create db-data db-log --name nightly
     """
     async with invocation.nodes() as nodes:
-        take = create_quiesced if quiesce else create_snapshots
-        made = await take(nodes, volumes, name=name or "", store=store or "", writable=writable)
-        address = nodes.cluster.standby.nbd
+        node = await where_mirrored(nodes, volumes)
+        kind = Kind(name or "", store or "", writable)
+        if quiesce:
+            made = await create_quiesced(await where_served(nodes, volumes[0]), node, volumes, kind)
+        else:
+            made = await create_snapshots(node, volumes, kind)
+        uris = [snapshot_uri(nodes, node, snapshot_id(each)) for each in made]
     if invocation.output.as_json:
         documents = [snapshot_document(each) for each in made]
         invocation.output.document(documents[0] if len(volumes) == 1 else {"snapshots": documents})
         return
-    for each in made:
+    for each, uri in zip(made, uris, strict=True):
         took = f" in {format_seconds(each.create_duration_ns / 1e9)}" if each.create_duration_ns else ""
-        invocation.output.line(f"snapshot {snapshot_id(each)} taken{took}; at nbd://{address}/{snapshot_id(each)}")
+        invocation.output.line(f"snapshot {snapshot_id(each)} taken{took}; at {uri}")
         if not each.in_sync:
             invocation.output.remark(
                 f"{each.volume} was not in sync: {snapshot_id(each)} shows what the standby had, "
@@ -132,8 +143,12 @@ async def list_(invocation: Invocation, volume: str | None) -> None:
     """
     async with invocation.nodes() as nodes:
         request = standby_pb2.ListSnapshotsRequest(volume=volume or "")
-        answer = await nodes.standby.call("ListSnapshots", request, standby_pb2.SnapshotList)
-    snapshots = sorted(answer.snapshots, key=lambda each: (each.volume, each.created_ns))
+
+        async def ask(node: DataNode) -> Sequence[standby_pb2.Snapshot]:
+            return (await node.mirroring.call("ListSnapshots", request, standby_pb2.SnapshotList)).snapshots
+
+        answers = await from_all(nodes, ask)
+    snapshots = sorted((each for _, part in answers for each in part), key=lambda each: (each.volume, each.created_ns))
     if invocation.output.as_json:
         invocation.output.document([snapshot_document(each) for each in snapshots])
         return
@@ -166,10 +181,11 @@ async def show(invocation: Invocation, identity: SnapshotId) -> None:
     Example: standbyctl snapshot show vol1@before-upgrade
     """
     async with invocation.nodes() as nodes:
-        shown = await get_snapshot(nodes, identity)
-        uri = f"nbd://{nodes.cluster.standby.nbd}/{identity}"
+        node, shown = await where_snapshot(nodes, identity)
+        uri = snapshot_uri(nodes, node, str(identity))
     if invocation.output.as_json:
-        invocation.output.document({**snapshot_document(shown), "reader_names": list(shown.reader_names)})
+        more = {"reader_names": list(shown.reader_names), "node": node.name, "uri": uri}
+        invocation.output.document({**snapshot_document(shown), **more})
         return
     invocation.output.properties(
         [
@@ -214,7 +230,8 @@ async def delete(invocation: Invocation, identity: SnapshotId, bookmark: str | N
             volume=identity.volume, name=identity.name, bookmark=bookmark or "", wait=wait
         )
         timeout_s = None if wait else CALL_TIMEOUT_S
-        await nodes.standby.call("DeleteSnapshot", request, common_pb2.Empty, timeout_s=timeout_s)
+        node, _ = await where_snapshot(nodes, identity)
+        await node.mirroring.call("DeleteSnapshot", request, common_pb2.Empty, timeout_s=timeout_s)
     if invocation.output.as_json:
         invocation.output.document({"deleted": str(identity), **({"bookmark": bookmark} if bookmark else {})})
     else:
@@ -251,7 +268,8 @@ async def unprotect(invocation: Invocation, identity: SnapshotId) -> None:
 async def _set_protected(invocation: Invocation, identity: SnapshotId, *, protected: bool) -> None:
     async with invocation.nodes() as nodes:
         request = standby_pb2.ProtectSnapshotRequest(volume=identity.volume, name=identity.name, protected=protected)
-        changed = await nodes.standby.call("ProtectSnapshot", request, standby_pb2.Snapshot)
+        node, _ = await where_snapshot(nodes, identity)
+        changed = await node.mirroring.call("ProtectSnapshot", request, standby_pb2.Snapshot)
     if invocation.output.as_json:
         invocation.output.document(snapshot_document(changed))
     else:
@@ -306,8 +324,9 @@ async def export(invocation: Invocation, identity: SnapshotId, writable: bool) -
     """
     async with invocation.nodes() as nodes:
         request = standby_pb2.ExportSnapshotRequest(volume=identity.volume, name=identity.name, writable=writable)
-        exported = await nodes.standby.call("ExportSnapshot", request, standby_pb2.Snapshot)
-        uri = f"nbd://{nodes.cluster.standby.nbd}/{identity}"
+        node, _ = await where_snapshot(nodes, identity)
+        exported = await node.mirroring.call("ExportSnapshot", request, standby_pb2.Snapshot)
+        uri = snapshot_uri(nodes, node, str(identity))
     if invocation.output.as_json:
         invocation.output.document({**snapshot_document(exported), "uri": uri})
     else:

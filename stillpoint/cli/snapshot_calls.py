@@ -3,40 +3,48 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import dataclass
 
 from ..errors import StillpointError
 from ..wire.v1 import common_pb2, primary_pb2, standby_pb2
-from .command import SnapshotId
-from .nodes import Nodes
+from .nodes import DataNode
 
 
-async def create_snapshots(
-    nodes: Nodes, volumes: tuple[str, ...], *, name: str = "", store: str = "", writable: bool = False
-) -> list[standby_pb2.Snapshot]:
-    request = standby_pb2.CreateSnapshotRequest(volumes=volumes, name=name, store=store, writable=writable)
-    answer = await nodes.standby.call("CreateSnapshot", request, standby_pb2.SnapshotList)
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """What a snapshot is to be. name: empty: one is made from the time. store: empty: the default store."""
+
+    name: str = ""
+    store: str = ""
+    writable: bool = False
+
+
+async def create_snapshots(node: DataNode, volumes: tuple[str, ...], kind: Kind) -> list[standby_pb2.Snapshot]:
+    """node: that mirrors the volumes."""
+    request = standby_pb2.CreateSnapshotRequest(
+        volumes=volumes, name=kind.name, store=kind.store, writable=kind.writable
+    )
+    answer = await node.mirroring.call("CreateSnapshot", request, standby_pb2.SnapshotList)
     return list(answer.snapshots)
 
 
 async def create_quiesced(
-    nodes: Nodes, volumes: tuple[str, ...], *, name: str = "", store: str = "", writable: bool = False
+    server: DataNode, node: DataNode, volumes: tuple[str, ...], kind: Kind
 ) -> list[standby_pb2.Snapshot]:
-    """Freeze what uses the volumes, take the snapshots, thaw. None is left when the freeze did not last so long."""
-    freeze = await nodes.primary.call("Freeze", primary_pb2.FreezeRequest(volumes=volumes), primary_pb2.FreezeId)
+    """Freeze what uses the volumes, take the snapshots, thaw. None is left when the freeze did not last so long.
+
+    server: that serves the volumes. node: that mirrors them.
+    """
+    freeze = await server.serving.call("Freeze", primary_pb2.FreezeRequest(volumes=volumes), primary_pb2.FreezeId)
     made: list[standby_pb2.Snapshot] = []
     try:
-        made = await create_snapshots(nodes, volumes, name=name, store=store, writable=writable)
+        made = await create_snapshots(node, volumes, kind)
     finally:
         try:
-            await asyncio.shield(nodes.primary.call("Thaw", freeze, common_pb2.Empty))
+            await asyncio.shield(server.serving.call("Thaw", freeze, common_pb2.Empty))
         except StillpointError:
             for each in made:
                 request = standby_pb2.DeleteSnapshotRequest(volume=each.volume, name=each.name)
-                await nodes.standby.call("DeleteSnapshot", request, common_pb2.Empty)
+                await node.mirroring.call("DeleteSnapshot", request, common_pb2.Empty)
             raise
     return made
-
-
-async def get_snapshot(nodes: Nodes, identity: SnapshotId) -> standby_pb2.Snapshot:
-    request = standby_pb2.SnapshotName(volume=identity.volume, name=identity.name)
-    return await nodes.standby.call("GetSnapshot", request, standby_pb2.Snapshot)

@@ -22,6 +22,7 @@ from .backup import backup
 from .bookmark import bookmark
 from .command import Group
 from .demo import demo
+from .failover import promote, rejoin, resolve, switchover
 from .local import local
 from .mirror import mirror
 from .pki import pki
@@ -47,7 +48,22 @@ def cli() -> None:
     """
 
 
-for command in (status, volume, snapshot, bookmark, store, mirror, backup, pki, local, demo):
+for command in (
+    status,
+    volume,
+    snapshot,
+    bookmark,
+    store,
+    mirror,
+    promote,
+    switchover,
+    rejoin,
+    resolve,
+    backup,
+    pki,
+    local,
+    demo,
+):
     cli.add_command(command)
 
 

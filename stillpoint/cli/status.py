@@ -16,18 +16,21 @@ from google.protobuf.message import Message
 
 from ..config import Address, format_size
 from ..errors import NotFound, StillpointError
-from ..wire.v1 import backup_pb2, common_pb2, export_pb2, primary_pb2, standby_pb2
+from ..wire.v1 import backup_pb2, common_pb2, export_pb2, primary_pb2, replica_pb2, standby_pb2
 from .command import Command as SharedCommand
 from .command import Invocation, asynchronous, pass_invocation
+from .failover import replica_document
 from .mirror import mirror_document
 from .nodes import STATUS_TIMEOUT_S, Node, Nodes
 from .output import Output, format_age, format_seconds, iso_time, plural
+from .places import ask as ask_places
 from .store import store_document, used_cell
 from .volume import mode_word, pair_cell, volume_document, writers_cell
 
 M = TypeVar("M", bound=Message)
 
 WATCH_INTERVAL_S = 1.0
+_SERVED = standby_pb2.MIRROR_STATE_SERVED
 # Of the levels at which a store warns, those that are a problem; below, there is time to think.
 _STORE_PROBLEM_PERCENT = 85
 _STORE_URGENT_PERCENT = 95
@@ -39,16 +42,33 @@ class ClusterState:
 
     primary: primary_pb2.PrimaryStatus | None = None
     standby: standby_pb2.StandbyStatus | None = None
+    # Each data node has both roles: what the standby's host serves, and what the primary's mirrors.
+    promoted: primary_pb2.PrimaryStatus | None = None
+    following: standby_pb2.StandbyStatus | None = None
+    replicas: list[replica_pb2.Replica] = field(default_factory=list)
     export: export_pb2.ExportStatus | None = None
     backup: backup_pb2.BackupStatus | None = None
     unreachable: dict[str, str] = field(default_factory=dict)
     addresses: dict[str, Address] = field(default_factory=dict)
 
     def volumes(self, only: str | None) -> list[primary_pb2.Volume]:
-        return _chosen(self.primary.volumes if self.primary else (), only, "name")
+        served = [volume for status in (self.primary, self.promoted) if status for volume in status.volumes]
+        return _chosen(served, only, "name")
+
+    def server_of(self, volume: primary_pb2.Volume) -> str:
+        return "primary" if self.primary is not None and volume in self.primary.volumes else "standby"
 
     def mirrors(self, only: str | None) -> list[standby_pb2.Mirror]:
-        return _chosen(self.standby.mirrors if self.standby else (), only, "volume")
+        """Copies that follow a primary."""
+        held = [mirror for status in (self.standby, self.following) if status for mirror in status.mirrors]
+        return _chosen([mirror for mirror in held if mirror.state != _SERVED], only, "volume")
+
+    def snapshot_counts(self) -> dict[str, int]:
+        counts: dict[str, int] = {}
+        for status in (self.standby, self.following):
+            for mirror in status.mirrors if status else ():
+                counts[mirror.volume] = counts.get(mirror.volume, 0) + mirror.snapshot_count
+        return counts
 
 
 def _chosen(items: Sequence[M], only: str | None, key: str) -> list[M]:
@@ -60,6 +80,8 @@ def _chosen(items: Sequence[M], only: str | None, key: str) -> list[M]:
 async def ask_cluster(nodes: Nodes) -> ClusterState:
     state = ClusterState()
 
+    first, second = nodes.data_nodes
+
     async def ask(node: Node, answer: type[M]) -> M | None:
         state.addresses[node.name] = node.address
         try:
@@ -68,12 +90,22 @@ async def ask_cluster(nodes: Nodes) -> ClusterState:
             state.unreachable[node.name] = str(error).partition(";")[0]
             return None
 
-    state.primary, state.standby, state.export, state.backup = await asyncio.gather(
-        ask(nodes.primary, primary_pb2.PrimaryStatus),
-        ask(nodes.standby, standby_pb2.StandbyStatus),
+    (
+        state.primary,
+        state.following,
+        state.standby,
+        state.promoted,
+        state.export,
+        state.backup,
+    ) = await asyncio.gather(
+        ask(first.serving, primary_pb2.PrimaryStatus),
+        ask(first.mirroring, standby_pb2.StandbyStatus),
+        ask(second.mirroring, standby_pb2.StandbyStatus),
+        ask(second.serving, primary_pb2.PrimaryStatus),
         ask(nodes.export, export_pb2.ExportStatus),
         ask(nodes.backup, backup_pb2.BackupStatus),
     )
+    state.replicas = [copy.replica for copy in (await ask_places(nodes)).copies]
     return state
 
 
@@ -103,8 +135,8 @@ def find_problems(state: ClusterState, only: str | None = None) -> list[str]:
     for mirror in state.mirrors(only):
         if mirror.state == standby_pb2.MIRROR_STATE_FAILED:
             problems.append(f"{mirror.volume}: the mirror failed: {mirror.detail or 'see the log of the standby'}")
-        elif state.primary is not None and mirror.volume not in mirrored:
-            problems.append(f"{mirror.volume}: the standby has a mirror of a volume that the primary does not know")
+        elif mirror.volume not in mirrored:
+            problems.append(f"{mirror.volume}: no node that answers serves it; `standbyctl promote {mirror.volume}`")
     for store in state.standby.stores if state.standby else ():
         if store.failure:
             problems.append(f"store {store.name}: {store.failure}")
@@ -172,6 +204,7 @@ def status_document(state: ClusterState, only: str | None) -> dict[str, Any]:
         },
         "volumes": [volume_document(volume) for volume in state.volumes(only)],
         "mirrors": [mirror_document(mirror) for mirror in state.mirrors(only)],
+        "replicas": [replica_document(replica) for replica in state.replicas if only in (None, replica.volume)],
         "stores": [store_document(store) for store in (state.standby.stores if state.standby else ())],
         "backups": {
             "count": state.backup.backup_count if state.backup else None,
@@ -200,13 +233,14 @@ def _node_document(state: ClusterState, name: str, answer: Any) -> dict[str, Any
 def show_status(output: Output, state: ClusterState, only: str | None) -> None:
     output.table(("NODE", "STATE", "ADDRESS", "PID>", "UP FOR>", "MEMORY>"), _node_rows(state))
     volumes = state.volumes(only)
-    snapshots = {mirror.volume: mirror.snapshot_count for mirror in state.mirrors(only)}
+    snapshots = state.snapshot_counts()
     output.line()
     output.table(
-        ("VOLUME", "SIZE>", "MODE", "PAIR", "BEHIND>", "CLIENTS>", "SNAPSHOTS>"),
+        ("VOLUME", "SERVED BY", "SIZE>", "MODE", "PAIR", "BEHIND>", "CLIENTS>", "SNAPSHOTS>"),
         [
             (
                 volume.name,
+                state.server_of(volume),
                 format_size(volume.size),
                 mode_word(volume.mode),
                 pair_cell(volume.pair.state),

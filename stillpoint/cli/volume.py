@@ -9,12 +9,13 @@ from typing import Any
 import click
 
 from ..config import format_size
-from ..errors import InvalidRequest
+from ..errors import InvalidRequest, StillpointError
 from ..wire.v1 import common_pb2, primary_pb2
 from .command import Group, Invocation, asynchronous, confirm, pass_invocation, yes_option
 from .command import size as size_type
-from .nodes import Nodes
+from .nodes import STATUS_TIMEOUT_S, Nodes
 from .output import enum_word, format_age, iso_time
+from .places import where_served
 
 # A blank pair is in sync within moments; a longer copy goes on by itself and `status --watch` shows it.
 SYNC_WAIT_S = 10.0
@@ -116,12 +117,26 @@ def volume_document(volume: primary_pb2.Volume) -> dict[str, Any]:
 
 
 async def list_volumes(nodes: Nodes) -> list[primary_pb2.Volume]:
-    answer = await nodes.primary.call("ListVolumes", common_pb2.Empty(), primary_pb2.VolumeList)
-    return sorted(answer.volumes, key=lambda volume: volume.name)
+    """Those that a node serves. Raises PeerUnavailable when none is known and a node does not answer."""
+    served: dict[str, primary_pb2.Volume] = {}
+    silent: list[StillpointError] = []
+    for node in nodes.data_nodes:
+        try:
+            answer = await node.serving.call(
+                "ListVolumes", common_pb2.Empty(), primary_pb2.VolumeList, timeout_s=STATUS_TIMEOUT_S
+            )
+        except StillpointError as error:
+            silent.append(error)
+            continue
+        served.update((volume.name, volume) for volume in answer.volumes)
+    if silent and not served:
+        raise silent[0]
+    return sorted(served.values(), key=lambda volume: volume.name)
 
 
 async def get_volume(nodes: Nodes, name: str) -> primary_pb2.Volume:
-    return await nodes.primary.call("GetVolume", primary_pb2.GetVolumeRequest(name=name), primary_pb2.Volume)
+    node = await where_served(nodes, name)
+    return await node.serving.call("GetVolume", primary_pb2.GetVolumeRequest(name=name), primary_pb2.Volume)
 
 
 async def wait_in_sync(nodes: Nodes, name: str, *, timeout_s: float) -> primary_pb2.Volume:
@@ -198,7 +213,7 @@ async def create(
         if invocation.output.as_json:
             invocation.output.document(volume_document(made))
             return
-        uri = nodes.cluster.nbd_uri(nodes.cluster.primary.nbd, name)
+        uri = nodes.cluster.nbd_uri((await where_served(nodes, name)).nbd, name)
         invocation.output.line(f"volume {name}: {format_size(made.size)} at {uri}")
         if made.pair.state != primary_pb2.PAIR_STATE_IN_SYNC:
             invocation.output.remark(f"{name} is not in sync yet; `standbyctl status --watch` shows how far it is")
@@ -306,7 +321,8 @@ async def resize(invocation: Invocation, name: str, size: int) -> None:
     """
     async with invocation.nodes() as nodes:
         request = primary_pb2.ResizeVolumeRequest(name=name, size=size)
-        grown = await nodes.primary.call("ResizeVolume", request, primary_pb2.Volume, timeout_s=RESIZE_TIMEOUT_S)
+        node = await where_served(nodes, name)
+        grown = await node.serving.call("ResizeVolume", request, primary_pb2.Volume, timeout_s=RESIZE_TIMEOUT_S)
     if invocation.output.as_json:
         invocation.output.document(volume_document(grown))
     else:
@@ -351,7 +367,8 @@ async def set_(
     if not (mode or on_standby_loss or congestion or resync_rate is not None):
         raise click.UsageError("name what to change: --mode, --on-standby-loss, --congestion or --resync-rate")
     async with invocation.nodes() as nodes:
-        changed = await nodes.primary.call("SetVolume", request, primary_pb2.Volume)
+        node = await where_served(nodes, name)
+        changed = await node.serving.call("SetVolume", request, primary_pb2.Volume)
     if invocation.output.as_json:
         invocation.output.document(volume_document(changed))
         return
@@ -376,7 +393,8 @@ async def delete(invocation: Invocation, name: str, force: bool, yes: bool) -> N
     """
     confirm(f"Delete the volume {name} and its mirror, with everything in them?", yes=yes)
     async with invocation.nodes() as nodes:
-        await nodes.primary.call(
+        node = await where_served(nodes, name)
+        await node.serving.call(
             "DeleteVolume", primary_pb2.DeleteVolumeRequest(name=name, force=force), common_pb2.Empty
         )
     if invocation.output.as_json:

@@ -67,6 +67,7 @@ METHODS: Final[Mapping[str, Mapping[str, Roles]]] = {
         "SwitchOver": _ADMIN,
         "Rejoin": _ADMIN,
         "GiveUp": _ADMIN,
+        "Outrank": _ADMIN,
         "ListDirty": _PEER,
     },
     "stillpoint.wire.v1.ExportService": {

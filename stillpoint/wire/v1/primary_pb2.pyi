@@ -21,6 +21,7 @@ class PairState(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     PAIR_STATE_DISCONNECTED: _ClassVar[PairState]
     PAIR_STATE_SYNCING: _ClassVar[PairState]
     PAIR_STATE_IN_SYNC: _ClassVar[PairState]
+    PAIR_STATE_SPLIT_BRAIN: _ClassVar[PairState]
 
 class OnStandbyLoss(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
@@ -42,6 +43,7 @@ PAIR_STATE_UNSPECIFIED: PairState
 PAIR_STATE_DISCONNECTED: PairState
 PAIR_STATE_SYNCING: PairState
 PAIR_STATE_IN_SYNC: PairState
+PAIR_STATE_SPLIT_BRAIN: PairState
 ON_STANDBY_LOSS_UNSPECIFIED: OnStandbyLoss
 ON_STANDBY_LOSS_CONTINUE: OnStandbyLoss
 ON_STANDBY_LOSS_SUSPEND: OnStandbyLoss

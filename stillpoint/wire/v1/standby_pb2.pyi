@@ -15,6 +15,7 @@ class MirrorState(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     MIRROR_STATE_SYNCING: _ClassVar[MirrorState]
     MIRROR_STATE_IN_SYNC: _ClassVar[MirrorState]
     MIRROR_STATE_FAILED: _ClassVar[MirrorState]
+    MIRROR_STATE_SERVED: _ClassVar[MirrorState]
 
 class SnapshotState(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
@@ -33,6 +34,7 @@ MIRROR_STATE_DISCONNECTED: MirrorState
 MIRROR_STATE_SYNCING: MirrorState
 MIRROR_STATE_IN_SYNC: MirrorState
 MIRROR_STATE_FAILED: MirrorState
+MIRROR_STATE_SERVED: MirrorState
 SNAPSHOT_STATE_UNSPECIFIED: SnapshotState
 SNAPSHOT_STATE_CREATING: SnapshotState
 SNAPSHOT_STATE_ACTIVE: SnapshotState
@@ -76,42 +78,40 @@ class DeleteMirrorRequest(_message.Message):
     def __init__(self, volume: _Optional[str] = ..., volume_uuid: _Optional[str] = ..., force: bool = ...) -> None: ...
 
 class OpenLinkRequest(_message.Message):
-    __slots__ = ("protocol_min", "protocol_max", "volume", "volume_uuid", "size", "epoch", "primary")
+    __slots__ = ("protocol_min", "protocol_max", "volume", "volume_uuid", "size", "replica", "dirty_bytes", "mode")
     PROTOCOL_MIN_FIELD_NUMBER: _ClassVar[int]
     PROTOCOL_MAX_FIELD_NUMBER: _ClassVar[int]
     VOLUME_FIELD_NUMBER: _ClassVar[int]
     VOLUME_UUID_FIELD_NUMBER: _ClassVar[int]
     SIZE_FIELD_NUMBER: _ClassVar[int]
-    EPOCH_FIELD_NUMBER: _ClassVar[int]
-    PRIMARY_FIELD_NUMBER: _ClassVar[int]
+    REPLICA_FIELD_NUMBER: _ClassVar[int]
+    DIRTY_BYTES_FIELD_NUMBER: _ClassVar[int]
+    MODE_FIELD_NUMBER: _ClassVar[int]
     protocol_min: int
     protocol_max: int
     volume: str
     volume_uuid: str
     size: int
-    epoch: int
-    primary: str
-    def __init__(self, protocol_min: _Optional[int] = ..., protocol_max: _Optional[int] = ..., volume: _Optional[str] = ..., volume_uuid: _Optional[str] = ..., size: _Optional[int] = ..., epoch: _Optional[int] = ..., primary: _Optional[str] = ...) -> None: ...
+    replica: bytes
+    dirty_bytes: int
+    mode: str
+    def __init__(self, protocol_min: _Optional[int] = ..., protocol_max: _Optional[int] = ..., volume: _Optional[str] = ..., volume_uuid: _Optional[str] = ..., size: _Optional[int] = ..., replica: _Optional[bytes] = ..., dirty_bytes: _Optional[int] = ..., mode: _Optional[str] = ...) -> None: ...
 
 class OpenLinkResponse(_message.Message):
-    __slots__ = ("protocol", "session", "previous_session", "mirror_uuid", "blank", "consistent", "token", "data_link_port")
+    __slots__ = ("protocol", "session", "replica", "dirty_bytes", "token", "data_link_port")
     PROTOCOL_FIELD_NUMBER: _ClassVar[int]
     SESSION_FIELD_NUMBER: _ClassVar[int]
-    PREVIOUS_SESSION_FIELD_NUMBER: _ClassVar[int]
-    MIRROR_UUID_FIELD_NUMBER: _ClassVar[int]
-    BLANK_FIELD_NUMBER: _ClassVar[int]
-    CONSISTENT_FIELD_NUMBER: _ClassVar[int]
+    REPLICA_FIELD_NUMBER: _ClassVar[int]
+    DIRTY_BYTES_FIELD_NUMBER: _ClassVar[int]
     TOKEN_FIELD_NUMBER: _ClassVar[int]
     DATA_LINK_PORT_FIELD_NUMBER: _ClassVar[int]
     protocol: int
     session: int
-    previous_session: int
-    mirror_uuid: str
-    blank: bool
-    consistent: bool
+    replica: bytes
+    dirty_bytes: int
     token: bytes
     data_link_port: int
-    def __init__(self, protocol: _Optional[int] = ..., session: _Optional[int] = ..., previous_session: _Optional[int] = ..., mirror_uuid: _Optional[str] = ..., blank: bool = ..., consistent: bool = ..., token: _Optional[bytes] = ..., data_link_port: _Optional[int] = ...) -> None: ...
+    def __init__(self, protocol: _Optional[int] = ..., session: _Optional[int] = ..., replica: _Optional[bytes] = ..., dirty_bytes: _Optional[int] = ..., token: _Optional[bytes] = ..., data_link_port: _Optional[int] = ...) -> None: ...
 
 class Frames(_message.Message):
     __slots__ = ("frames",)
@@ -120,10 +120,9 @@ class Frames(_message.Message):
     def __init__(self, frames: _Optional[bytes] = ...) -> None: ...
 
 class Mirror(_message.Message):
-    __slots__ = ("volume", "volume_uuid", "mirror_uuid", "size", "block_size", "device_paths", "state", "since_ns", "detail", "snapshot_count", "staged_bytes", "received_sequence", "applied_sequence", "flushed_sequence", "session")
+    __slots__ = ("volume", "volume_uuid", "size", "block_size", "device_paths", "state", "since_ns", "detail", "snapshot_count", "staged_bytes", "received_sequence", "applied_sequence", "flushed_sequence", "session")
     VOLUME_FIELD_NUMBER: _ClassVar[int]
     VOLUME_UUID_FIELD_NUMBER: _ClassVar[int]
-    MIRROR_UUID_FIELD_NUMBER: _ClassVar[int]
     SIZE_FIELD_NUMBER: _ClassVar[int]
     BLOCK_SIZE_FIELD_NUMBER: _ClassVar[int]
     DEVICE_PATHS_FIELD_NUMBER: _ClassVar[int]
@@ -138,7 +137,6 @@ class Mirror(_message.Message):
     SESSION_FIELD_NUMBER: _ClassVar[int]
     volume: str
     volume_uuid: str
-    mirror_uuid: str
     size: int
     block_size: int
     device_paths: _containers.RepeatedScalarFieldContainer[str]
@@ -151,7 +149,7 @@ class Mirror(_message.Message):
     applied_sequence: int
     flushed_sequence: int
     session: int
-    def __init__(self, volume: _Optional[str] = ..., volume_uuid: _Optional[str] = ..., mirror_uuid: _Optional[str] = ..., size: _Optional[int] = ..., block_size: _Optional[int] = ..., device_paths: _Optional[_Iterable[str]] = ..., state: _Optional[_Union[MirrorState, str]] = ..., since_ns: _Optional[int] = ..., detail: _Optional[str] = ..., snapshot_count: _Optional[int] = ..., staged_bytes: _Optional[int] = ..., received_sequence: _Optional[int] = ..., applied_sequence: _Optional[int] = ..., flushed_sequence: _Optional[int] = ..., session: _Optional[int] = ...) -> None: ...
+    def __init__(self, volume: _Optional[str] = ..., volume_uuid: _Optional[str] = ..., size: _Optional[int] = ..., block_size: _Optional[int] = ..., device_paths: _Optional[_Iterable[str]] = ..., state: _Optional[_Union[MirrorState, str]] = ..., since_ns: _Optional[int] = ..., detail: _Optional[str] = ..., snapshot_count: _Optional[int] = ..., staged_bytes: _Optional[int] = ..., received_sequence: _Optional[int] = ..., applied_sequence: _Optional[int] = ..., flushed_sequence: _Optional[int] = ..., session: _Optional[int] = ...) -> None: ...
 
 class CreateSnapshotRequest(_message.Message):
     __slots__ = ("volumes", "name", "store", "writable")

@@ -26,11 +26,12 @@ ALL = dict(commands())
 def test_the_commands_are_those_that_scripts_rely_on() -> None:
     assert {" ".join(path) for path, command in ALL.items() if not isinstance(command, click.Group)} == {
         *("local up", "local down", "local kill", "local start", "local env", "demo", "status"),
-        *("mirror status", "mirror verify"),
-        *("volume create", "volume list", "volume show", "volume resize", "volume delete"),
+        *("promote", "switchover", "rejoin", "resolve"),
+        *("mirror status", "mirror verify", "mirror resume"),
+        *("volume create", "volume list", "volume show", "volume resize", "volume delete", "volume set"),
         *("snapshot create", "snapshot list", "snapshot show", "snapshot delete"),
         *("snapshot protect", "snapshot unprotect", "snapshot rollback", "snapshot export"),
-        *("bookmark list", "bookmark delete"),
+        *("snapshot policy", "bookmark list", "bookmark delete"),
         *("pki init", "pki issue"),
         *("store create", "store list", "store extend", "store delete"),
         *("backup run", "backup list", "backup show", "backup verify", "backup restore", "backup delete"),

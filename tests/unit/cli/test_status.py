@@ -115,12 +115,13 @@ def test_a_store_that_fills_up_is_worth_a_note_and_then_a_problem(level: int, li
     assert status_document(state, None)["notices"] == find_notices(state)
 
 
-def test_a_mirror_without_its_volume_is_a_problem_unless_the_primary_is_down() -> None:
+def test_a_volume_that_no_node_serves_is_a_problem_with_a_remedy() -> None:
     state = healthy()
     assert state.standby
     state.standby.mirrors.add(volume="lost", state=standby_pb2.MIRROR_STATE_DISCONNECTED)
-    assert len(find_problems(state)) == 1
-    state.primary = None
+    (problem,) = find_problems(state)
+    assert "standbyctl promote lost" in problem
+    state.promoted = primary_pb2.PrimaryStatus(volumes=[primary_pb2.Volume(name="lost", pair=IN_SYNC)])
     assert find_problems(state) == []
 
 

@@ -24,7 +24,7 @@ def test_random_changes_over_a_snapshot_read_back_and_the_snapshot_stays(tmp_pat
     async def scenario() -> None:
         with ThreadPoolExecutor(2) as engine_threads, ThreadPoolExecutor(2) as threads:
             rig = Rig(tmp_path, size=SIZE, executor=engine_threads, stage_size_max=256 * KIB)
-            device = LiveDevice(rig.engine, rig.mirror)
+            device = LiveDevice(rig.engine, rig.mirror, rig.engine.resize)
             loop = asyncio.get_running_loop()
             model = bytearray(SIZE)
             images: dict[str, bytes] = {}
@@ -73,7 +73,7 @@ def test_a_read_in_a_thread_never_misses_what_was_written_before_it_began(tmp_pa
     async def scenario() -> None:
         with ThreadPoolExecutor(1) as engine_threads, ThreadPoolExecutor(4) as threads:
             rig = Rig(tmp_path, size=SIZE, executor=engine_threads)
-            device = LiveDevice(rig.engine, rig.mirror)
+            device = LiveDevice(rig.engine, rig.mirror, rig.engine.resize)
             loop = asyncio.get_running_loop()
             for round_number in range(1, 60):
                 await rig.snapshot(f"s{round_number}")
@@ -98,7 +98,7 @@ def test_a_read_in_a_thread_never_misses_what_was_written_before_it_began(tmp_pa
 def test_staged_data_in_a_hole_of_the_mirror_is_reported_as_data(tmp_path: Path) -> None:
     async def scenario() -> None:
         rig = Rig(tmp_path, size=SIZE)
-        device = LiveDevice(rig.engine, rig.mirror)
+        device = LiveDevice(rig.engine, rig.mirror, rig.engine.resize)
         assert all(extent.hole for extent in device.extents(0, SIZE))
         await rig.snapshot("before")
         device.write(0, (b"x" * 512,))
