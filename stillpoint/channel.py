@@ -11,28 +11,24 @@ Invariants
   `congested` is true, and goes on at `drained`.
 - A buffer given to `send` is borrowed until the next `flush` returns; one given to `send_owned` belongs to the channel.
 
-TLS: give it a connected, non-blocking `SSLSocket` whose handshake is complete. The handshake must have read from the
-raw socket exactly what it needed, so that no plaintext can lie in a buffer of ours (`tls.py`).
+TLS: give it a `TlsSocket` whose handshake is complete (`tls.py`).
 """
 
 from __future__ import annotations
 
 import asyncio
 import socket
-import ssl
 from collections import deque
 from collections.abc import Callable
 from typing import Protocol
 
 from .errors import ProtocolError
+from .tls_socket import SEND_SIZE, TlsSocket
 
 Buffer = bytes | bytearray | memoryview
 
 # One sendmsg takes at most IOV_MAX buffers.
 _IOV_MAX = 1024
-# A TLS record is at most 16 KiB; larger writes are cut by OpenSSL anyway, and each call copies into its record buffer.
-_TLS_WRITE_SIZE = 256 * 1024
-_TLS_READ_SIZE = 256 * 1024
 # Turns of the receive loop before other channels of the process get theirs.
 _RECEIVE_TURNS = 4
 
@@ -77,7 +73,7 @@ class Channel:
 
     def __init__(
         self,
-        sock: socket.socket,
+        sock: socket.socket | TlsSocket,
         receiver: Receiver,
         *,
         receive_size: int = 256 * 1024,
@@ -87,9 +83,13 @@ class Channel:
 
         `send_limit`: pending bytes above which the channel counts as congested.
         """
-        sock.setblocking(False)
-        self._socket = sock
-        self._tls = isinstance(sock, ssl.SSLSocket)
+        # One of the two is None. A plain socket is asked without a detour on the hot path.
+        self._tls = sock if isinstance(sock, TlsSocket) else None
+        self._plain = sock if isinstance(sock, socket.socket) else None
+        if self._plain is not None:
+            self._plain.setblocking(False)
+        self._recv_into: Callable[[memoryview], int] = sock.recv_into
+        self._close_socket = sock.close
         self._fd = sock.fileno()
         # May be replaced inside `received`, when a handshake hands the channel to its real owner.
         self.receiver = receiver
@@ -121,6 +121,10 @@ class Channel:
 
     def start(self) -> None:
         self._want_read(True)
+        if self._tls is not None:
+            self._transmit()
+            if self._tls.pending:  # it came together with the end of the handshake: the socket will not say so again
+                self._loop.call_soon(self._read_on)
 
     def pause_reading(self) -> None:
         """Show nothing more to the receiver until `resume_reading`; the peer is pushed back by its full socket."""
@@ -133,7 +137,7 @@ class Channel:
             return
         self._paused = False
         self._want_read(True)
-        if self._start < self._end or (self._tls and self._tls_pending()):
+        if self._start < self._end or (self._tls and self._tls.pending):
             self._loop.call_soon(self._resumed)
 
     def fill(self, buffer: memoryview, then: Callable[[], None]) -> None:
@@ -150,11 +154,8 @@ class Channel:
     def _resumed(self) -> None:
         if not self._paused and not self._dead and not self._closing:
             self._show()
-            if self._tls and not self._dead and self._tls_pending():
+            if self._tls and not self._dead and self._tls.pending:
                 self._readable()
-
-    def _tls_pending(self) -> int:
-        return self._socket.pending() if isinstance(self._socket, ssl.SSLSocket) else 0
 
     def _readable(self) -> None:
         self.in_turn = True
@@ -180,12 +181,10 @@ class Channel:
                         return
                 target = self._view[self._end :]
             try:
-                count = self._receive_records(target) if self._tls else self._socket.recv_into(target)
-            except (BlockingIOError, InterruptedError, ssl.SSLWantReadError):
+                count = self._recv_into(target)
+            except (BlockingIOError, InterruptedError):
                 return
-            except ssl.SSLWantWriteError:
-                return  # TLS 1.3 key updates are sent with our next record
-            except (OSError, ssl.SSLError) as error:
+            except OSError as error:
                 self._end_with(error)
                 return
             if count == 0:
@@ -201,20 +200,6 @@ class Channel:
         # uvloop reports a reset that comes together with data once, and then never again: only a socket that said it
         # is empty may be left to the loop.
         self._loop.call_soon(self._read_on)
-
-    def _receive_records(self, target: memoryview) -> int:
-        """Each receive of an SSLSocket takes one record, and the requests in one are few: take several at once."""
-        total = self._socket.recv_into(target)
-        size = min(len(target), _TLS_READ_SIZE)
-        try:
-            while 0 < total < size:
-                count = self._socket.recv_into(target[total:])
-                if not count:
-                    break
-                total += count
-        except OSError:
-            pass  # no more for now; what is an end or an error is met again by the next receive
-        return total
 
     def _read_on(self) -> None:
         if self._reading:
@@ -333,46 +318,49 @@ class Channel:
                     queue.popleft()
                     if self._borrowed_from:
                         self._borrowed_from -= 1
-        except (BlockingIOError, InterruptedError, ssl.SSLWantWriteError, ssl.SSLWantReadError):
+            if self._tls:
+                self._tls.flush()
+        except (BlockingIOError, InterruptedError):
             pass
-        except (OSError, ssl.SSLError) as error:
+        except OSError as error:
             self._end_with(error)
             return
-        if bool(queue) != self._writing:
-            self._writing = bool(queue)
-            if queue:
+        waiting = self._has_unsent
+        if waiting != self._writing:
+            self._writing = waiting
+            if waiting:
                 self._loop.add_writer(self._fd, self._writable)
             else:
                 self._loop.remove_writer(self._fd)
-        if not queue and self._closing:
+        if not waiting and self._closing:
             self._finish_close()
+
+    @property
+    def _has_unsent(self) -> bool:
+        return bool(self._queue) or (self._tls is not None and self._tls.has_unsent)
 
     def _send_some(self) -> int:
         queue = self._queue
-        if not self._tls:
+        plain = self._plain
+        if plain is not None:
             if len(queue) == 1:
-                return self._socket.send(queue[0])
+                return plain.send(queue[0])
             if len(queue) <= _IOV_MAX:
-                return self._socket.sendmsg(queue)
-            return self._socket.sendmsg([queue[index] for index in range(_IOV_MAX)])
-        # An SSLSocket has no sendmsg: join small neighbours, so that a batch of answers is a few full records.
+                return plain.sendmsg(queue)
+            return plain.sendmsg([queue[index] for index in range(_IOV_MAX)])
+        assert self._tls is not None
+        # Small neighbours go into one record together; what TLS has taken is its own copy.
         first = queue[0]
-        if len(first) >= _TLS_WRITE_SIZE or len(queue) == 1:
-            return self._socket.send(memoryview(first)[:_TLS_WRITE_SIZE])
+        if len(first) >= SEND_SIZE or len(queue) == 1:
+            return self._tls.send(first)
         total = 0
         joined: list[Buffer] = []
         for buffer in queue:
-            if total and total + len(buffer) > _TLS_WRITE_SIZE:
+            if total and total + len(buffer) > SEND_SIZE:
                 break
             joined.append(buffer)
             total += len(buffer)
-        owned = min(self._borrowed_from, len(joined))
-        for _ in joined:
-            queue.popleft()
-        # SSL_write must be repeated with the same bytes, so the joined record replaces its parts in the queue.
-        queue.appendleft(b"".join(joined))
-        self._borrowed_from = max(self._borrowed_from - owned, 0) + 1
-        return self._socket.send(queue[0])
+        return self._tls.send(b"".join(joined))
 
     def _writable(self) -> None:
         self._transmit()
@@ -388,7 +376,7 @@ class Channel:
             return
         self._closing = True
         self._want_read(False)
-        if self._queue:
+        if self._has_unsent:
             if self._borrowed_from < len(self._queue):
                 self._own()
             if not self._writing:
@@ -416,15 +404,12 @@ class Channel:
         self._dead = True
         self.receiver = _NOBODY
         self.turn_ended = None
-        return self._socket
+        assert self._plain is not None
+        return self._plain
 
     def _finish_close(self) -> None:
-        if not self._dead and isinstance(self._socket, ssl.SSLSocket):
-            try:
-                self._socket.setblocking(False)
-                self._socket.unwrap()
-            except (OSError, ssl.SSLError, ValueError):
-                pass  # best effort: close_notify went out, or the peer is gone
+        if self._tls is not None and not self._dead:
+            self._tls.say_goodbye()
         self._end_with(None)
 
     def _end_with(self, error: Exception | None) -> None:
@@ -442,7 +427,7 @@ class Channel:
         self.pending_bytes = 0
         self._fill_view = None
         self._fill_then = None
-        self._socket.close()
+        self._close_socket()
         self._loop.call_soon(self._finish, error)
 
     def _finish(self, error: Exception | None) -> None:

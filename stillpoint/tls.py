@@ -3,7 +3,7 @@
 Invariants
 - Both sides show a certificate of the same authority, or there is no connection. TLS 1.3 only.
 - No session is resumed: a resumed one would not look at the certificate again, and an expired one would live on.
-- A handshake reads from the raw socket what it needs and not a byte more; what came before it was never buffered here.
+- A handshake begins on a raw socket of which nothing was read that has not been dealt with; see `Channel.detach`.
 - Certificates that cannot be read leave those in use as they are, and a warning in the log.
 - What is reached from other machines is never served in plaintext by oversight: `check_listener`.
 """
@@ -20,11 +20,12 @@ import threading
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 from .config import TlsConfig
 from .errors import ConfigError, PeerUnavailable, PermissionRefused
 from .security.roles import Identity, identity_in
+from .tls_socket import TlsSocket
 
 if TYPE_CHECKING:
     from cryptography import x509
@@ -193,7 +194,7 @@ def _context(folder: Path, authority: bytes, protocol: int) -> ssl.SSLContext:
 
 async def server_handshake(
     sock: socket.socket, credentials: Credentials, *, timeout_s: float | None = HANDSHAKE_TIMEOUT_S
-) -> ssl.SSLSocket:
+) -> TlsSocket:
     """The accepted socket as TLS, once the client has shown a certificate of our authority.
 
     The socket is given up: closed on error. timeout_s: None for no limit. Raises PermissionRefused for a client that
@@ -204,7 +205,7 @@ async def server_handshake(
 
 async def client_handshake(
     sock: socket.socket, credentials: Credentials, host: str, *, timeout_s: float = HANDSHAKE_TIMEOUT_S
-) -> ssl.SSLSocket:
+) -> TlsSocket:
     """The connected socket as TLS, once the server has proved to be `host`, by a certificate of our authority.
 
     A server that refuses our certificate says so after the handshake: the first receive fails then. Errors as above.
@@ -212,41 +213,34 @@ async def client_handshake(
     return await _handshake(sock, credentials.client_context(), host, timeout_s)
 
 
-async def _handshake(sock: socket.socket, context: ssl.SSLContext, host: str, timeout_s: float | None) -> ssl.SSLSocket:
-    try:
-        sock.setblocking(False)
-        wrapped = context.wrap_socket(
-            sock, server_side=not host, do_handshake_on_connect=False, server_hostname=host or None
-        )
-    except (OSError, ValueError) as error:
-        sock.close()
-        raise PeerUnavailable(f"the TLS handshake failed: {error}") from None
+async def _handshake(sock: socket.socket, context: ssl.SSLContext, host: str, timeout_s: float | None) -> TlsSocket:
+    secured = TlsSocket(sock, context, host=host)
     try:
         async with asyncio.timeout(timeout_s):
-            while (wants := _step(wrapped)) is not None:
-                await _until_ready(wrapped.fileno(), for_writing=wants is ssl.SSLWantWriteError)
+            while not _step(secured):
+                await _until_ready(secured.fileno(), for_writing=secured.has_unsent)
     except TimeoutError:
-        wrapped.close()
+        secured.close()
         raise PeerUnavailable(f"no TLS handshake within {timeout_s:g} s") from None
     except ssl.SSLError as error:
-        wrapped.close()
+        secured.close()
         raise PermissionRefused(f"TLS refused: {tls_reason(error)}") from None
     except OSError as error:
-        wrapped.close()
+        secured.close()
         raise PeerUnavailable(f"the connection ended in the TLS handshake: {error.strerror or error}") from None
     except BaseException:
-        wrapped.close()
+        secured.close()
         raise
-    return wrapped
+    return secured
 
 
-def _step(sock: ssl.SSLSocket) -> type[ssl.SSLError] | None:
-    """Go on with the handshake; what it waits for, or None when it is complete."""
+def _step(secured: TlsSocket) -> bool:
+    """Go on with the handshake; whether it is complete."""
     try:
-        sock.do_handshake()
-    except (ssl.SSLWantReadError, ssl.SSLWantWriteError) as wants:
-        return type(wants)
-    return None
+        secured.shake_hands()
+    except BlockingIOError:
+        return False
+    return True
 
 
 async def _until_ready(descriptor: int, *, for_writing: bool) -> None:
@@ -267,10 +261,10 @@ def tls_reason(error: ssl.SSLError) -> str:
     return (error.reason or error.strerror or str(error)).replace("_", " ").lower()
 
 
-def peer_identity(sock: ssl.SSLSocket) -> Identity | None:
+def peer_identity(sock: TlsSocket) -> Identity | None:
     """Who the peer is, by the certificate it showed; None for one without a role."""
-    certificate: dict[str, Any] = dict(sock.getpeercert() or {})
-    return identity_in(value for kind, value in certificate.get("subjectAltName", ()) if kind == "URI")
+    names = sock.peer_certificate().get("subjectAltName", ())
+    return identity_in(value for kind, value in names if kind == "URI")
 
 
 # --- plaintext

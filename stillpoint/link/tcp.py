@@ -15,6 +15,7 @@ from ..config import Address
 from ..errors import PeerUnavailable, PermissionRefused, StillpointError
 from ..security.authorization import DATA_LINK
 from ..tls import Credentials, check_listener, client_handshake, peer_identity, server_handshake
+from ..tls_socket import TlsSocket
 from .frames import HEADER_SIZE, MAX_PAYLOAD_SIZE, FrameType, encode_header
 from .tokens import TokenGate, Tokens
 
@@ -49,9 +50,8 @@ async def connect(
     """
     try:
         async with asyncio.timeout(timeout_s):
-            sock = await _connected(address)
-            if credentials is not None:
-                sock = await _secured(sock, credentials, address)
+            raw = await _connected(address)
+            sock = raw if credentials is None else await _secured(raw, credentials, address)
     except (OSError, TimeoutError) as error:
         raise PeerUnavailable(f"cannot reach the standby's data link at {address}: {_reason(error)}") from None
     channel = Channel(sock, receiver, receive_size=RECEIVE_SIZE)
@@ -76,7 +76,7 @@ async def _connected(address: Address) -> socket.socket:
     return sock
 
 
-async def _secured(sock: socket.socket, credentials: Credentials, address: Address) -> socket.socket:
+async def _secured(sock: socket.socket, credentials: Credentials, address: Address) -> TlsSocket:
     try:
         secured = await client_handshake(sock, credentials, address.host)
     except StillpointError as error:
@@ -146,7 +146,7 @@ class DataLinkListener:
             return
         self._put_before_gate(secured, f"{identity} at {peer}")
 
-    def _put_before_gate(self, sock: socket.socket, peer: str) -> None:
+    def _put_before_gate(self, sock: socket.socket | TlsSocket, peer: str) -> None:
         gate = TokenGate(self._tokens, peer, self._strangers.discard)
         channel = Channel(sock, gate, receive_size=RECEIVE_SIZE)
         self._strangers.add(gate)

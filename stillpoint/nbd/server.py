@@ -15,7 +15,6 @@ import asyncio
 import contextlib
 import logging
 import socket
-import ssl
 from collections.abc import Callable, Collection, Iterable, Mapping
 from concurrent.futures import Executor
 from typing import Final
@@ -23,6 +22,7 @@ from typing import Final
 from ..channel import Channel
 from ..errors import PeerUnavailable, PermissionRefused, ProtocolError, StillpointError
 from ..tls import check_listener, peer_identity, server_handshake
+from ..tls_socket import TlsSocket
 from .access import Access, StartTls
 from .budget import Budget
 from .export import Export
@@ -201,14 +201,14 @@ class _Connection:
         self._forget = gone
         self._session = session
         self._access = access
-        self._securing: asyncio.Future[ssl.SSLSocket] | None = None
+        self._securing: asyncio.Future[TlsSocket] | None = None
         self._transmission: Transmission | None = None
         self._budget = budget
         self._executor = executor
         self._channel = self._over(sock)
         self._timer: asyncio.TimerHandle | None = None
 
-    def _over(self, sock: socket.socket) -> Channel:
+    def _over(self, sock: socket.socket | TlsSocket) -> Channel:
         return Channel(sock, self, receive_size=_RECEIVE_SIZE, send_limit=_SEND_LIMIT)
 
     def start(self, handshake_timeout_s: float) -> None:
@@ -258,10 +258,10 @@ class _Connection:
         self._securing = asyncio.ensure_future(handshake)
         self._securing.add_done_callback(lambda done: self._tls_begun(done, sock))
 
-    def _tls_begun(self, done: asyncio.Future[ssl.SSLSocket], plain: socket.socket) -> None:
+    def _tls_begun(self, done: asyncio.Future[TlsSocket], plain: socket.socket) -> None:
         self._securing = None
-        plain.close()  # the TLS socket has taken its descriptor over, unless it never came so far
         if done.cancelled():
+            plain.close()  # nobody else does if the handshake had not begun
             self.closed(ProtocolError("the handshake was cut off"))
             return
         if (error := done.exception()) is not None:

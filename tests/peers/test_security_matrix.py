@@ -29,6 +29,7 @@ from stillpoint.nbd.constants import Option
 from stillpoint.security.pki import Authority
 from stillpoint.security.roles import Role
 from stillpoint.tls import Credentials, client_handshake
+from stillpoint.tls_socket import TlsSocket
 from stillpoint.wire import chunks, streams, v1
 from stillpoint.wire.channel import CLIENT_OPTIONS, open_channel
 from stillpoint.wire.status import from_rpc_error
@@ -126,7 +127,7 @@ async def data_link(scene: Scene, caller: Caller) -> None:
     await open_session_of_old_epoch(scene, caller)
     place = scene.address("standby", "data_link")
     began = await asyncio.to_thread(len_of_log, scene, "standby")
-    sock: socket.socket = socket.socket()
+    sock = socket.socket()
     sock.setblocking(False)
     await asyncio.get_running_loop().sock_connect(sock, (place.host, place.port))
     try:
@@ -136,8 +137,7 @@ async def data_link(scene: Scene, caller: Caller) -> None:
             _, writer = await asyncio.open_connection(sock=sock, ssl=context, server_hostname=place.host)
             writer.close()
         elif caller.credentials is not None:
-            sock = await client_handshake(sock, caller.credentials, place.host)
-            await say_hello(sock)
+            await say_hello(await client_handshake(sock, caller.credentials, place.host))
         else:
             await say_hello(sock)
     except (StillpointError, OSError) as error:
@@ -147,7 +147,7 @@ async def data_link(scene: Scene, caller: Caller) -> None:
     await the_gate_asked_for_a_token(scene, began)
 
 
-async def say_hello(sock: socket.socket) -> None:
+async def say_hello(sock: socket.socket | TlsSocket) -> None:
     ended = asyncio.Event()
 
     class Ends:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 import socket
 import ssl
 import struct
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import trustme
@@ -16,6 +16,7 @@ import uvloop
 
 from stillpoint.channel import Channel
 from stillpoint.errors import ProtocolError
+from stillpoint.tls_socket import TlsSocket
 
 
 class Collector:
@@ -55,17 +56,21 @@ def plain_sockets() -> tuple[socket.socket, socket.socket]:
     return socket.socketpair()
 
 
-def tls_sockets() -> tuple[socket.socket, socket.socket]:
+def tls_sockets() -> tuple[TlsSocket, TlsSocket]:
     """Connected, their handshake complete, as `Channel` wants them."""
     authority = trustme.CA()
     server_context, client_context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     authority.issue_cert("peer").configure_cert(server_context)
     authority.configure_trust(client_context)
     left, right = socket.socketpair()
-    with ThreadPoolExecutor(1) as executor:
-        server = executor.submit(server_context.wrap_socket, right, server_side=True)
-        client = client_context.wrap_socket(left, server_hostname="peer")
-        return client, server.result()
+    ends = TlsSocket(left, client_context, host="peer"), TlsSocket(right, server_context)
+    waiting = list(ends)
+    while waiting:
+        for end in list(waiting):
+            with contextlib.suppress(BlockingIOError):
+                end.shake_hands()
+                waiting.remove(end)
+    return ends
 
 
 @pytest.fixture(params=[plain_sockets, tls_sockets], ids=["plain", "tls"])
@@ -74,7 +79,7 @@ def connect(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(f"{__name__}.make_sockets", request.param)
 
 
-make_sockets: Callable[[], tuple[socket.socket, socket.socket]] = plain_sockets
+make_sockets: Callable[[], tuple[socket.socket, socket.socket] | tuple[TlsSocket, TlsSocket]] = plain_sockets
 
 
 def pair(**options: int) -> tuple[Channel, Collector, Channel, Collector]:

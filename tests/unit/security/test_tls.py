@@ -29,6 +29,7 @@ from stillpoint.runtime import serve_grpc
 from stillpoint.security.pki import Authority
 from stillpoint.security.roles import Identity, Role
 from stillpoint.tls import Credentials, client_handshake, peer_identity, server_handshake
+from stillpoint.tls_socket import TlsSocket
 from stillpoint.wire.channel import open_channel
 from tests.support.pki import LOOPBACK, TestPki
 
@@ -43,9 +44,7 @@ def run(work: Coroutine[Any, Any, None]) -> None:
         runner.run(asyncio.wait_for(work, 30))
 
 
-async def meet(
-    server: Credentials, client: Credentials, host: str = "localhost"
-) -> tuple[ssl.SSLSocket, ssl.SSLSocket]:
+async def meet(server: Credentials, client: Credentials, host: str = "localhost") -> tuple[TlsSocket, TlsSocket]:
     """Both ends of a connection whose handshake is complete."""
     ours, theirs = socket.socketpair()
     async with asyncio.TaskGroup() as tasks:
@@ -89,12 +88,17 @@ def test_both_sides_learn_who_the_other_is(pki: TestPki) -> None:
 
 
 def test_no_session_is_resumed_so_that_every_connection_shows_its_certificate(pki: TestPki) -> None:
+    context, server = pki.credentials(Role.CLIENT).client_context(), pki.credentials(Role.DATA)
+
     async def story() -> None:
-        server, client = await meet(pki.credentials(Role.DATA), pki.credentials(Role.CLIENT))
-        server.send(b"x")
-        client.recv(1)
+        ours, theirs = socket.socketpair()
+        accepting = asyncio.create_task(server_handshake(ours, server))
+        client = await asyncio.to_thread(context.wrap_socket, theirs, server_hostname="localhost")
+        accepted = await accepting
+        accepted.send(b"x")
+        assert await asyncio.to_thread(client.recv, 1) == b"x"
         assert client.session is None or not client.session.has_ticket
-        server.close()
+        accepted.close()
         client.close()
 
     run(story())
@@ -306,7 +310,7 @@ def test_a_renewed_certificate_is_shown_from_the_next_connection_on(pki: TestPki
 
     async def shown() -> int:
         accepted, connected = await meet(server, client)
-        number = int(str((connected.getpeercert() or {})["serialNumber"]), 16)
+        number = int(str(connected.peer_certificate()["serialNumber"]), 16)
         accepted.close()
         connected.close()
         return number
