@@ -26,9 +26,11 @@ from .throttle import Pace, Throttle
 
 logger = logging.getLogger(__name__)
 
-# An extent up to this is fetched as a whole, ahead of its turn; a larger one is streamed.
+# Extents up to this, together, are fetched as a whole by one call, ahead of their turn; a larger one is streamed.
 _FETCH_BYTES_MAX: Final = 2 << 20
-# Fetched, or being fetched, ahead of their turn.
+# As many at most, so that several calls share the work of small ones too.
+_FETCH_COUNT_MAX: Final = 16
+# Calls whose bytes are there, or on their way, ahead of their turn.
 _FETCHES: Final = 12
 
 
@@ -110,7 +112,7 @@ class Source:
     async def read(self, extent: Extent) -> bytes:
         """A small extent as a whole."""
         data = bytearray(extent.length)
-        for chunk in await self._fetch(extent):
+        for chunk in await self._fetch([extent]):
             start = chunk.offset - extent.offset
             data[start : start + len(chunk.data)] = chunk.data
         return bytes(data)
@@ -131,9 +133,9 @@ class Source:
         self._checkpoint_s, self._noted_s = checkpoint_s, time.monotonic()
         async with aclosing(self._in_turn(wanted)) as fetched:
             async for extent, chunks in fetched:
-                if extent.offset > writer.position:
-                    await writer.unchanged(extent.offset - writer.position)
                 if chunks is None:
+                    if extent.offset > writer.position:
+                        await writer.unchanged(extent.offset - writer.position)
                     await self._stream(writer, extent.end, report)
                 else:
                     await self._give(writer, chunks)
@@ -151,14 +153,14 @@ class Source:
     async def _in_turn(
         self, wanted: Iterable[Extent]
     ) -> AsyncGenerator[tuple[Extent, Sequence[DecodedChunk] | None], None]:
-        """Each extent with its bytes; without them when it is to be streamed."""
+        """The bytes of some extents, in order, with the first of them; or an extent without bytes, to be streamed."""
         ahead: deque[tuple[Extent, asyncio.Task[Sequence[DecodedChunk]] | None]] = deque()
-        rest = iter(wanted)
+        calls = batches(wanted)
         try:
             while True:
-                while len(ahead) < _FETCHES and (extent := next(rest, None)) is not None:
-                    small = extent.length <= _FETCH_BYTES_MAX
-                    ahead.append((extent, asyncio.create_task(self._fetch(extent)) if small else None))
+                while len(ahead) < _FETCHES and (call := next(calls, None)) is not None:
+                    small = call[0].length <= _FETCH_BYTES_MAX
+                    ahead.append((call[0], asyncio.create_task(self._fetch(call)) if small else None))
                 if not ahead:
                     return
                 extent, task = ahead[0]
@@ -171,16 +173,16 @@ class Source:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def _fetch(self, extent: Extent) -> Sequence[DecodedChunk]:
+    async def _fetch(self, extents: Sequence[Extent]) -> Sequence[DecodedChunk]:
         attempt = 0
         while True:
             try:
                 if attempt:
                     await self._check_it_is_the_same()
-                return [chunk async for chunk in self._messages(extent)]
+                return [chunk async for chunk in self._messages(extents)]
             except (PeerUnavailable, DamagedInTransit) as error:
                 attempt += 1
-                self._interrupted(error, attempt, extent.offset)
+                self._interrupted(error, attempt, extents[0].offset)
             await asyncio.sleep(self._retry.delay_s(attempt - 1))
 
     async def _stream(self, writer: BackupWriter, end: int, report: Report) -> None:
@@ -190,7 +192,7 @@ class Source:
             try:
                 if self._interruptions:
                     await self._check_it_is_the_same()
-                async with aclosing(self._messages(Extent(start, end - start))) as messages:
+                async with aclosing(self._messages([Extent(start, end - start)])) as messages:
                     async for chunk in messages:
                         await self._give(writer, [chunk])
                         await self._checkpoint(writer)
@@ -203,7 +205,8 @@ class Source:
 
     async def _give(self, writer: BackupWriter, chunks: Sequence[DecodedChunk]) -> None:
         for chunk in chunks:
-            assert chunk.offset == writer.position
+            if chunk.offset > writer.position:
+                await writer.unchanged(chunk.offset - writer.position)
             if chunk.hole_length:
                 await writer.hole(chunk.hole_length)
             else:
@@ -214,23 +217,26 @@ class Source:
             await writer.checkpoint()
             self._noted_s = time.monotonic()
 
-    async def _messages(self, extent: Extent) -> AsyncGenerator[DecodedChunk, None]:
-        """Gapless over the extent. Raises PeerUnavailable when the stream ends early."""
-        position = extent.offset
-        stream = self._standby.read_snapshot(self.snapshot, offset=extent.offset, length=extent.length)
-        async with aclosing(stream) as messages:
+    async def _messages(self, extents: Sequence[Extent]) -> AsyncGenerator[DecodedChunk, None]:
+        """Gapless over the extents. Raises PeerUnavailable when the stream ends early."""
+        left = deque(extents)
+        position = left[0].offset
+        async with aclosing(self._standby.read_snapshot(self.snapshot, extents)) as messages:
             async for chunk in messages:
-                if chunk.offset != position or not 0 < chunk.length <= extent.end - position:
+                if not left or chunk.offset != position or not 0 < chunk.length <= left[0].end - position:
                     raise ProtocolError(
                         f"the standby sent bytes {chunk.offset}+{chunk.length} of {self.snapshot}"
                         f" ({self._size} bytes) where {position} is due"
                     )
                 position += chunk.length
+                if position == left[0].end:
+                    left.popleft()
+                    position = left[0].offset if left else position
                 self.received_bytes += len(chunk.data)
                 await self._wait_for_turn(len(chunk.data))
                 yield chunk
-        if position < extent.end:
-            raise PeerUnavailable(f"the standby ended the stream at byte {position} of {extent.end}")
+        if left:
+            raise PeerUnavailable(f"the standby ended the stream at byte {position} of {extents[-1].end}")
 
     async def _wait_for_turn(self, size: int) -> None:
         early_s = self._pace.take(size)
@@ -255,6 +261,20 @@ class Source:
         description = await self._standby.describe_snapshot(self.snapshot)
         if description != self._description:
             raise Refused(f"snapshot {self.snapshot} was replaced by another while it was backed up; start again")
+
+
+def batches(extents: Iterable[Extent]) -> Iterator[list[Extent]]:
+    """What one call fetches: one large extent, or a few that are small together."""
+    batch: list[Extent] = []
+    size = 0
+    for extent in extents:
+        if batch and (size + extent.length > _FETCH_BYTES_MAX or len(batch) == _FETCH_COUNT_MAX):
+            yield batch
+            batch, size = [], 0
+        batch.append(extent)
+        size += extent.length
+    if batch:
+        yield batch
 
 
 def joined(extents: Iterable[Extent]) -> list[Extent]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
@@ -132,15 +132,18 @@ class StandbyClient:
         )
 
     async def read_snapshot(
-        self, snapshot: SnapshotName, *, offset: int, length: int
+        self, snapshot: SnapshotName, extents: Sequence[Extent]
     ) -> AsyncGenerator[chunks.DecodedChunk, None]:
-        """The snapshot's bytes in the range, as the standby sends them; the caller checks their order.
+        """The snapshot's bytes in these extents, as the standby sends them; the caller checks their order.
 
         Iterate it within `contextlib.aclosing`: leaving it ends the call. Raises DamagedInTransit, ProtocolError.
         """
-        request = export_pb2.ReadSnapshotRequest(
-            volume=snapshot.volume, snapshot=snapshot.name, offset=offset, length=length
-        )
+        request = export_pb2.ReadSnapshotRequest(volume=snapshot.volume, snapshot=snapshot.name)
+        if len(extents) == 1:
+            request.offset, request.length = extents[0].offset, extents[0].length
+        else:
+            request.offsets.extend(extent.offset for extent in extents)
+            request.lengths.extend(extent.length for extent in extents)
         call: Any = streams.read_snapshot(self._export_channel, request)
         try:
             messages: AsyncIterator[bytes] = aiter(call)

@@ -30,6 +30,23 @@ _LOOK_AHEAD = 1 << 30
 _EXTENTS_PER_PART = 4096
 
 
+def _wanted(request: export_pb2.ReadSnapshotRequest, size: int) -> list[Extent]:
+    """Raises InvalidRequest, and what `check_range` raises."""
+    if not request.offsets and not request.lengths:
+        check_range(offset=request.offset, length=request.length, size=size)
+        return [Extent(request.offset, request.length or size - request.offset)]
+    if len(request.offsets) != len(request.lengths) or len(request.offsets) > _EXTENTS_PER_PART:
+        raise InvalidRequest(f"a read names at most {_EXTENTS_PER_PART} parts, each with its offset and its length")
+    parts = list(map(Extent, request.offsets, request.lengths))
+    end = 0
+    for part in parts:
+        check_range(offset=part.offset, length=part.length, size=size)
+        if part.offset < end or not part.length:
+            raise InvalidRequest("the parts of a read are out of order, or one of them is empty")
+        end = part.end
+    return parts
+
+
 class ExportService(export_pb2_grpc.ExportServiceServicer):
     def __init__(self, node: ExportNode) -> None:
         self._node = node
@@ -43,24 +60,24 @@ class ExportService(export_pb2_grpc.ExportServiceServicer):
         device: BlockDevice = exported.device
         if request.with_writes and exported.overlay is not None:
             device = exported.overlay
-        size = device.size
-        check_range(offset=request.offset, length=request.length, size=size)
+        wanted = _wanted(request, device.size)
         message_size = request.message_size or chunks.MESSAGE_SIZE
         if not 4096 <= message_size <= chunks.MESSAGE_SIZE:
             raise InvalidRequest(f"message_size must be from 4096 to {chunks.MESSAGE_SIZE} bytes, not {message_size}")
         with exported.streaming(context.peer()):
-            wanted = Extent(request.offset, request.length or size - request.offset)
-            async for message in self._read(device, wanted, message_size):
-                yield message
+            # One for all messages: encoding copies it out.
+            scratch = memoryview(bytearray(min(message_size, max(extent.length for extent in wanted))))
+            for extent in wanted:
+                async for message in self._read(device, extent, scratch):
+                    yield message
 
-    async def _read(self, device: BlockDevice, wanted: Extent, message_size: int) -> AsyncIterator[bytes]:
-        scratch = memoryview(bytearray(message_size))  # one for all messages: encoding copies it out
+    async def _read(self, device: BlockDevice, wanted: Extent, scratch: memoryview) -> AsyncIterator[bytes]:
         for ahead in split(wanted, limit=_LOOK_AHEAD):
             for mapped in device.extents(ahead.offset, ahead.length):
                 if mapped.hole:
                     yield chunks.encode_hole(mapped.offset, mapped.length)
                     continue
-                for piece in split(Extent(mapped.offset, mapped.length), limit=message_size):
+                for piece in split(Extent(mapped.offset, mapped.length), limit=len(scratch)):
                     data = scratch[: piece.length]
                     await self._fill(device, piece.offset, data)
                     self._node.read_bytes += piece.length

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import struct
 import threading
-import zlib
 from enum import IntEnum
 from functools import lru_cache
 from typing import Final, NamedTuple, NewType
@@ -15,6 +14,7 @@ from typing import Final, NamedTuple, NewType
 import zstandard
 from blake3 import blake3
 
+from stillpoint.checksum import crc32
 from stillpoint.errors import DataCorrupt
 
 from .chunking import Piece
@@ -108,10 +108,8 @@ def encode(kind: BlobKind, chunk: ChunkId, data: Piece, keys: Keys, *, level: in
     )
     if cipher is not None:
         stored = cipher.encrypt(counter, head, stored)
-    crc = zlib.crc32(stored)
-    return Blob(
-        chunk, head + _SUMS.pack(crc, zlib.crc32(crc.to_bytes(4, "little"), zlib.crc32(head))), stored, len(data)
-    )
+    crc = crc32(stored)
+    return Blob(chunk, head + _SUMS.pack(crc, crc32(crc.to_bytes(4, "little"), crc32(head))), stored, len(data))
 
 
 def decode_header(data: Piece) -> BlobHeader:
@@ -122,7 +120,7 @@ def decode_header(data: Piece) -> BlobHeader:
         data
     )
     stored_crc, header_crc = _SUMS.unpack_from(data, _HEAD.size)
-    if magic != BLOB_MAGIC or zlib.crc32(data[: BLOB_HEADER_SIZE - 4]) != header_crc:
+    if magic != BLOB_MAGIC or crc32(data[: BLOB_HEADER_SIZE - 4]) != header_crc:
         raise DataCorrupt("the header of a blob is damaged")
     if version != VERSION or kind not in (1, 2) or codec not in (0, 1) or encrypted not in (0, 1):
         raise DataCorrupt("a blob is of an unknown version or kind")
@@ -155,7 +153,7 @@ def check_stored(header: BlobHeader, stored: memoryview) -> None:
     """Needs no key. Raises DataCorrupt."""
     if len(stored) != header.stored_length:
         raise DataCorrupt("a blob is cut short")
-    if zlib.crc32(stored) != header.stored_crc:
+    if crc32(stored) != header.stored_crc:
         raise DataCorrupt("the stored bytes do not match their checksum")
 
 

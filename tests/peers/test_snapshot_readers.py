@@ -11,12 +11,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import grpc
 import pytest
 
 from stillpoint.cli.cluster import load_cluster
 from stillpoint.cli.nodes import Nodes
 from stillpoint.nbd.client import NbdClient
 from stillpoint.wire import streams
+from stillpoint.wire.chunks import DecodedChunk, decode
 from stillpoint.wire.v1 import export_pb2
 from tests.support.cluster import STANDBYCTL, LocalCluster
 from tests.support.requirements import requires_tools
@@ -106,6 +108,35 @@ def test_a_snapshot_is_not_deleted_under_a_grpc_stream(cluster: LocalCluster) ->
 
     asyncio.run(main())
     cluster.cli("snapshot", "delete", "read@s1")
+
+
+def test_parts_of_a_snapshot_are_read_by_one_call_and_parts_that_make_no_sense_are_refused(
+    cluster: LocalCluster,
+) -> None:
+    async def read(parts: list[tuple[int, int]], lengths: list[int] | None = None) -> list[DecodedChunk]:
+        async with Nodes(load_cluster(cluster.cluster_file)) as nodes:
+            request = export_pb2.ReadSnapshotRequest(
+                volume="read",
+                snapshot="s1",
+                offsets=[offset for offset, _ in parts],
+                lengths=[length for _, length in parts] if lengths is None else lengths,
+            )
+            return [decode(message) async for message in streams.read_snapshot(nodes.export.channel, request)]
+
+    whole = bytearray()
+    for chunk in asyncio.run(read([(0, 1 << 20)])):
+        whole += bytes(chunk.hole_length) or chunk.data
+    parts = [(0, 512), (1024, 70_000), (500_000, 1)]
+    pieces = {offset: b"" for offset, _ in parts}
+    for chunk in asyncio.run(read(parts)):
+        start = max(offset for offset in pieces if offset <= chunk.offset)
+        pieces[start] += bytes(chunk.hole_length) or bytes(chunk.data)
+    assert pieces == {offset: bytes(whole[offset : offset + length]) for offset, length in parts}
+    for wrong in ([(512, 512), (0, 512)], [(0, 512), (511, 512)], [(0, 0), (512, 1)], [(1 << 40, 512)], [(0, 1 << 40)]):
+        with pytest.raises(grpc.RpcError, match="INVALID_ARGUMENT|OUT_OF_RANGE"):
+            asyncio.run(read(wrong))
+    with pytest.raises(grpc.RpcError, match="INVALID_ARGUMENT"):
+        asyncio.run(read([(0, 512), (1024, 512)], lengths=[512]))
 
 
 def test_a_protected_snapshot_is_deleted_only_when_it_is_unprotected(cluster: LocalCluster) -> None:

@@ -158,7 +158,10 @@ class StandInStandby(standby_pb2_grpc.StandbyServiceServicer, export_pb2_grpc.Ex
         self._snapshot(request.volume, request.snapshot)
         self.stream_count += 1
         fault = self.faults.pop(0) if self.faults else None
-        for index, message in enumerate(self._messages(self.volumes[request.volume], request.offset, request.length)):
+        device = self.volumes[request.volume]
+        parts = list(zip(request.offsets, request.lengths, strict=True)) or [(request.offset, request.length)]
+        messages = (message for offset, length in parts for message in self._messages(device, offset, length))
+        for index, message in enumerate(messages):
             await asyncio.sleep(self.delay_s)
             for answer in fault(message, index) if fault else [message]:
                 yield answer

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from stillpoint.wire.v1 import common_pb2 as stillpoint_dot_wire_dot_v1_dot_common__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1fstillpoint/wire/v1/export.proto\x12\x12stillpoint.wire.v1\x1a\x1fstillpoint/wire/v1/common.proto\"\x82\x01\n\x13ReadSnapshotRequest\x12\x0e\n\x06volume\x18\x01 \x01(\t\x12\x10\n\x08snapshot\x18\x02 \x01(\t\x12\x0e\n\x06offset\x18\x03 \x01(\x04\x12\x0e\n\x06length\x18\x04 \x01(\x04\x12\x14\n\x0cmessage_size\x18\x05 \x01(\r\x12\x13\n\x0bwith_writes\x18\x06 \x01(\x08\"z\n\x15\x43hangedExtentsRequest\x12\x0e\n\x06volume\x18\x01 \x01(\t\x12\x10\n\x08snapshot\x18\x02 \x01(\t\x12\x0c\n\x04\x62\x61se\x18\x03 \x01(\t\x12\x18\n\x10\x62\x61se_incarnation\x18\x04 \x01(\t\x12\x17\n\x0f\x62\x61se_generation\x18\x05 \x01(\r\"E\n\x12\x43hangedExtentsPart\x12\r\n\x05known\x18\x01 \x01(\x08\x12\x0f\n\x07offsets\x18\x02 \x03(\x04\x12\x0f\n\x07lengths\x18\x03 \x03(\x04\"_\n\x11WriteSnapshotPart\x12\x0e\n\x06volume\x18\x01 \x01(\t\x12\x10\n\x08snapshot\x18\x02 \x01(\t\x12(\n\x05\x63hunk\x18\x03 \x01(\x0b\x32\x19.stillpoint.wire.v1.Chunk\".\n\x15WriteSnapshotResponse\x12\x15\n\rwritten_bytes\x18\x01 \x01(\x04\";\n\x17\x44\x65scribeSnapshotRequest\x12\x0e\n\x06volume\x18\x01 \x01(\t\x12\x10\n\x08snapshot\x18\x02 \x01(\t\"\xc2\x01\n\x13SnapshotDescription\x12\x0e\n\x06volume\x18\x01 \x01(\t\x12\x10\n\x08snapshot\x18\x02 \x01(\t\x12\x15\n\rsnapshot_uuid\x18\x03 \x01(\t\x12\x13\n\x0bvolume_uuid\x18\x04 \x01(\t\x12\x0c\n\x04size\x18\x05 \x01(\x04\x12\x12\n\nblock_size\x18\x06 \x01(\r\x12\x12\n\ncreated_ns\x18\x07 \x01(\x04\x12\x13\n\x0bincarnation\x18\x08 \x01(\t\x12\x12\n\ngeneration\x18\t \x01(\r\"t\n\x0c\x45xportStatus\x12*\n\x04info\x18\x01 \x01(\x0b\x32\x1c.stillpoint.wire.v1.NodeInfo\x12\x13\n\x0bnbd_clients\x18\x02 \x01(\r\x12\x0f\n\x07streams\x18\x03 \x01(\r\x12\x12\n\nread_bytes\x18\x04 \x01(\x04\x32\xe5\x03\n\rExportService\x12T\n\x0cReadSnapshot\x12\'.stillpoint.wire.v1.ReadSnapshotRequest\x1a\x19.stillpoint.wire.v1.Chunk0\x01\x12\x65\n\x0e\x43hangedExtents\x12).stillpoint.wire.v1.ChangedExtentsRequest\x1a&.stillpoint.wire.v1.ChangedExtentsPart0\x01\x12\x63\n\rWriteSnapshot\x12%.stillpoint.wire.v1.WriteSnapshotPart\x1a).stillpoint.wire.v1.WriteSnapshotResponse(\x01\x12h\n\x10\x44\x65scribeSnapshot\x12+.stillpoint.wire.v1.DescribeSnapshotRequest\x1a\'.stillpoint.wire.v1.SnapshotDescription\x12H\n\tGetStatus\x12\x19.stillpoint.wire.v1.Empty\x1a .stillpoint.wire.v1.ExportStatusb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1fstillpoint/wire/v1/export.proto\x12\x12stillpoint.wire.v1\x1a\x1fstillpoint/wire/v1/common.proto\"\xa4\x01\n\x13ReadSnapshotRequest\x12\x0e\n\x06volume\x18\x01 \x01(\t\x12\x10\n\x08snapshot\x18\x02 \x01(\t\x12\x0e\n\x06offset\x18\x03 \x01(\x04\x12\x0e\n\x06length\x18\x04 \x01(\x04\x12\x14\n\x0cmessage_size\x18\x05 \x01(\r\x12\x13\n\x0bwith_writes\x18\x06 \x01(\x08\x12\x0f\n\x07offsets\x18\x07 \x03(\x04\x12\x0f\n\x07lengths\x18\x08 \x03(\x04\"z\n\x15\x43hangedExtentsRequest\x12\x0e\n\x06volume\x18\x01 \x01(\t\x12\x10\n\x08snapshot\x18\x02 \x01(\t\x12\x0c\n\x04\x62\x61se\x18\x03 \x01(\t\x12\x18\n\x10\x62\x61se_incarnation\x18\x04 \x01(\t\x12\x17\n\x0f\x62\x61se_generation\x18\x05 \x01(\r\"E\n\x12\x43hangedExtentsPart\x12\r\n\x05known\x18\x01 \x01(\x08\x12\x0f\n\x07offsets\x18\x02 \x03(\x04\x12\x0f\n\x07lengths\x18\x03 \x03(\x04\"_\n\x11WriteSnapshotPart\x12\x0e\n\x06volume\x18\x01 \x01(\t\x12\x10\n\x08snapshot\x18\x02 \x01(\t\x12(\n\x05\x63hunk\x18\x03 \x01(\x0b\x32\x19.stillpoint.wire.v1.Chunk\".\n\x15WriteSnapshotResponse\x12\x15\n\rwritten_bytes\x18\x01 \x01(\x04\";\n\x17\x44\x65scribeSnapshotRequest\x12\x0e\n\x06volume\x18\x01 \x01(\t\x12\x10\n\x08snapshot\x18\x02 \x01(\t\"\xc2\x01\n\x13SnapshotDescription\x12\x0e\n\x06volume\x18\x01 \x01(\t\x12\x10\n\x08snapshot\x18\x02 \x01(\t\x12\x15\n\rsnapshot_uuid\x18\x03 \x01(\t\x12\x13\n\x0bvolume_uuid\x18\x04 \x01(\t\x12\x0c\n\x04size\x18\x05 \x01(\x04\x12\x12\n\nblock_size\x18\x06 \x01(\r\x12\x12\n\ncreated_ns\x18\x07 \x01(\x04\x12\x13\n\x0bincarnation\x18\x08 \x01(\t\x12\x12\n\ngeneration\x18\t \x01(\r\"t\n\x0c\x45xportStatus\x12*\n\x04info\x18\x01 \x01(\x0b\x32\x1c.stillpoint.wire.v1.NodeInfo\x12\x13\n\x0bnbd_clients\x18\x02 \x01(\r\x12\x0f\n\x07streams\x18\x03 \x01(\r\x12\x12\n\nread_bytes\x18\x04 \x01(\x04\x32\xe5\x03\n\rExportService\x12T\n\x0cReadSnapshot\x12\'.stillpoint.wire.v1.ReadSnapshotRequest\x1a\x19.stillpoint.wire.v1.Chunk0\x01\x12\x65\n\x0e\x43hangedExtents\x12).stillpoint.wire.v1.ChangedExtentsRequest\x1a&.stillpoint.wire.v1.ChangedExtentsPart0\x01\x12\x63\n\rWriteSnapshot\x12%.stillpoint.wire.v1.WriteSnapshotPart\x1a).stillpoint.wire.v1.WriteSnapshotResponse(\x01\x12h\n\x10\x44\x65scribeSnapshot\x12+.stillpoint.wire.v1.DescribeSnapshotRequest\x1a\'.stillpoint.wire.v1.SnapshotDescription\x12H\n\tGetStatus\x12\x19.stillpoint.wire.v1.Empty\x1a .stillpoint.wire.v1.ExportStatusb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -33,21 +33,21 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'stillpoint.wire.v1.export_p
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_READSNAPSHOTREQUEST']._serialized_start=89
-  _globals['_READSNAPSHOTREQUEST']._serialized_end=219
-  _globals['_CHANGEDEXTENTSREQUEST']._serialized_start=221
-  _globals['_CHANGEDEXTENTSREQUEST']._serialized_end=343
-  _globals['_CHANGEDEXTENTSPART']._serialized_start=345
-  _globals['_CHANGEDEXTENTSPART']._serialized_end=414
-  _globals['_WRITESNAPSHOTPART']._serialized_start=416
-  _globals['_WRITESNAPSHOTPART']._serialized_end=511
-  _globals['_WRITESNAPSHOTRESPONSE']._serialized_start=513
-  _globals['_WRITESNAPSHOTRESPONSE']._serialized_end=559
-  _globals['_DESCRIBESNAPSHOTREQUEST']._serialized_start=561
-  _globals['_DESCRIBESNAPSHOTREQUEST']._serialized_end=620
-  _globals['_SNAPSHOTDESCRIPTION']._serialized_start=623
-  _globals['_SNAPSHOTDESCRIPTION']._serialized_end=817
-  _globals['_EXPORTSTATUS']._serialized_start=819
-  _globals['_EXPORTSTATUS']._serialized_end=935
-  _globals['_EXPORTSERVICE']._serialized_start=938
-  _globals['_EXPORTSERVICE']._serialized_end=1423
+  _globals['_READSNAPSHOTREQUEST']._serialized_end=253
+  _globals['_CHANGEDEXTENTSREQUEST']._serialized_start=255
+  _globals['_CHANGEDEXTENTSREQUEST']._serialized_end=377
+  _globals['_CHANGEDEXTENTSPART']._serialized_start=379
+  _globals['_CHANGEDEXTENTSPART']._serialized_end=448
+  _globals['_WRITESNAPSHOTPART']._serialized_start=450
+  _globals['_WRITESNAPSHOTPART']._serialized_end=545
+  _globals['_WRITESNAPSHOTRESPONSE']._serialized_start=547
+  _globals['_WRITESNAPSHOTRESPONSE']._serialized_end=593
+  _globals['_DESCRIBESNAPSHOTREQUEST']._serialized_start=595
+  _globals['_DESCRIBESNAPSHOTREQUEST']._serialized_end=654
+  _globals['_SNAPSHOTDESCRIPTION']._serialized_start=657
+  _globals['_SNAPSHOTDESCRIPTION']._serialized_end=851
+  _globals['_EXPORTSTATUS']._serialized_start=853
+  _globals['_EXPORTSTATUS']._serialized_end=969
+  _globals['_EXPORTSERVICE']._serialized_start=972
+  _globals['_EXPORTSERVICE']._serialized_end=1457
 # @@protoc_insertion_point(module_scope)

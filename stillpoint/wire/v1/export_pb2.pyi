@@ -8,20 +8,24 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class ReadSnapshotRequest(_message.Message):
-    __slots__ = ("volume", "snapshot", "offset", "length", "message_size", "with_writes")
+    __slots__ = ("volume", "snapshot", "offset", "length", "message_size", "with_writes", "offsets", "lengths")
     VOLUME_FIELD_NUMBER: _ClassVar[int]
     SNAPSHOT_FIELD_NUMBER: _ClassVar[int]
     OFFSET_FIELD_NUMBER: _ClassVar[int]
     LENGTH_FIELD_NUMBER: _ClassVar[int]
     MESSAGE_SIZE_FIELD_NUMBER: _ClassVar[int]
     WITH_WRITES_FIELD_NUMBER: _ClassVar[int]
+    OFFSETS_FIELD_NUMBER: _ClassVar[int]
+    LENGTHS_FIELD_NUMBER: _ClassVar[int]
     volume: str
     snapshot: str
     offset: int
     length: int
     message_size: int
     with_writes: bool
-    def __init__(self, volume: _Optional[str] = ..., snapshot: _Optional[str] = ..., offset: _Optional[int] = ..., length: _Optional[int] = ..., message_size: _Optional[int] = ..., with_writes: bool = ...) -> None: ...
+    offsets: _containers.RepeatedScalarFieldContainer[int]
+    lengths: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, volume: _Optional[str] = ..., snapshot: _Optional[str] = ..., offset: _Optional[int] = ..., length: _Optional[int] = ..., message_size: _Optional[int] = ..., with_writes: bool = ..., offsets: _Optional[_Iterable[int]] = ..., lengths: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class ChangedExtentsRequest(_message.Message):
     __slots__ = ("volume", "snapshot", "base", "base_incarnation", "base_generation")

@@ -96,6 +96,20 @@ def test_only_what_changed_is_read_and_stored(tmp_path: Path) -> None:
     with_bench(tmp_path, body)
 
 
+def test_many_small_changes_take_few_calls(tmp_path: Path) -> None:
+    async def body(made: Bench) -> None:
+        await made.back_up()
+        before = made.standby.stream_count
+        for number in range(0, 100, 2):
+            made.write(number * 65536, b"changed")
+        record = await made.back_up()
+        assert record.received_bytes < 70 * 65536
+        # 50 of them in batches of 16, and the audit's 16 samples.
+        assert made.standby.stream_count - before <= 4 + 16
+
+    with_bench(tmp_path, body)
+
+
 def test_the_snapshot_becomes_a_bookmark_and_older_ones_go(tmp_path: Path) -> None:
     async def body(bench: Bench) -> None:
         bench.standby.bookmarks["vol1", "of-somebody-else"] = 0
