@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Protocol
 
-from stillpoint.config import check_name, format_size
+from stillpoint.config import check_name, format_size, is_uuid
 from stillpoint.devices import BlockDevice, open_device
 from stillpoint.errors import AlreadyExists, InvalidRequest, NotFound, Refused, StillpointError
 from stillpoint.link.tcp import DataLinkListener
@@ -199,6 +199,8 @@ class StandbyNode:
                     f"the standby holds a mirror of another volume named {volume!r}; delete that volume first"
                 )
             await self._remove(existing)
+        if not is_uuid(volume_uuid):
+            raise InvalidRequest(f"volume {volume!r}: {volume_uuid[:80]!r} is no uuid")
         if self.replicas.find(volume) is not None:
             raise AlreadyExists(f"this node serves a volume named {volume!r} itself")
         folder = self._folder / volume

@@ -17,6 +17,7 @@ import typing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
+from uuid import UUID
 
 import yaml
 
@@ -107,6 +108,14 @@ def check_name(name: str, what: str) -> str:
             f"{name[:80]!r} is no {what} name: use 1 to 64 letters, digits, '.', '_', '-', the first a letter or digit"
         )
     return name
+
+
+def is_uuid(text: str) -> bool:
+    try:
+        UUID(text)
+    except ValueError:
+        return False
+    return True
 
 
 def load_config(path: Path, into: type[T]) -> T:

@@ -14,7 +14,7 @@ import yaml
 
 from stillpoint.cli.cluster import load_cluster
 from stillpoint.cli.nodes import Nodes
-from stillpoint.cli.snapshot_calls import create_quiesced, create_snapshots
+from stillpoint.cli.snapshot_calls import Kind, create_quiesced, create_snapshots
 from stillpoint.errors import NotFound, Refused
 from stillpoint.wire.v1 import common_pb2, primary_pb2, standby_pb2
 from tests.support.cluster import LocalCluster
@@ -169,7 +169,8 @@ def test_a_freeze_that_ended_too_early_leaves_no_snapshot(
 
     async def quiesced() -> None:
         async with Nodes(load_cluster(cluster.cluster_file)) as nodes:
-            await create_quiesced(nodes, ("a",), name="late")
+            primary, standby = nodes.data_nodes
+            await create_quiesced(primary, standby, ("a",), Kind(name="late"))
 
     monkeypatch.setattr("stillpoint.cli.snapshot_calls.create_snapshots", take_slowly)
     with pytest.raises(Refused, match="the freeze had ended before"):

@@ -37,6 +37,7 @@ from stillpoint.wire.v1 import backup_pb2, backup_pb2_grpc, export_pb2, standby_
 from tests.support.cluster import LocalCluster
 from tests.support.nbd import RawClient
 from tests.support.pki import TestPki
+from tests.support.replica import primary_state
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
 
@@ -127,15 +128,10 @@ async def data_link(scene: Scene, caller: Caller) -> None:
     await open_session_of_old_epoch(scene, caller)
     place = scene.address("standby", "data_link")
     began = await asyncio.to_thread(len_of_log, scene, "standby")
-    sock = socket.socket()
-    sock.setblocking(False)
-    await asyncio.get_running_loop().sock_connect(sock, (place.host, place.port))
+    sock = await asyncio.to_thread(socket.create_connection, (place.host, place.port), TIMEOUT_S)
     try:
         if caller.bare:
-            assert caller.credentials is not None
-            context = ssl.create_default_context(cadata=caller.credentials.authority_pem.decode())
-            _, writer = await asyncio.open_connection(sock=sock, ssl=context, server_hostname=place.host)
-            writer.close()
+            await asyncio.to_thread(say_hello_without_certificate, sock, caller)
         elif caller.credentials is not None:
             await say_hello(await client_handshake(sock, caller.credentials, place.host))
         else:
@@ -145,6 +141,14 @@ async def data_link(scene: Scene, caller: Caller) -> None:
     finally:
         sock.close()
     await the_gate_asked_for_a_token(scene, began)
+
+
+def say_hello_without_certificate(sock: socket.socket, caller: Caller) -> None:
+    assert caller.credentials is not None
+    context = ssl.create_default_context(cadata=caller.credentials.authority_pem.decode())
+    with context.wrap_socket(sock, server_hostname="localhost") as secured:
+        secured.sendall(HELLO)
+        secured.recv(1)
 
 
 async def say_hello(sock: socket.socket | TlsSocket) -> None:
@@ -203,7 +207,7 @@ async def open_session_of_old_epoch(scene: Scene, caller: Caller) -> None:
                     volume="vol1",
                     volume_uuid=scene.volume_uuid,
                     size=SIZE,
-                    epoch=caller.epoch,
+                    replica=primary_state(scene.volume_uuid, size=SIZE, epoch=caller.epoch),
                 ),
                 timeout=TIMEOUT_S,
             )

@@ -10,7 +10,7 @@ import pytest
 
 from stillpoint.cli.cluster import load_cluster
 from stillpoint.cli.nodes import Nodes
-from stillpoint.cli.snapshot_calls import create_snapshots
+from stillpoint.cli.snapshot_calls import Kind, create_snapshots
 from stillpoint.nbd.client import NbdClient
 from tests.support.cluster import LocalCluster
 
@@ -50,7 +50,7 @@ def test_a_counter_written_to_both_in_turn_is_never_ahead_in_the_second(cluster:
         writing = asyncio.create_task(write(stop))
         async with Nodes(load_cluster(cluster.cluster_file)) as nodes:
             for number in range(SNAPSHOT_COUNT):
-                await create_snapshots(nodes, ("second", "first"), name=f"s{number}")
+                await create_snapshots(nodes.data_nodes[1], ("second", "first"), Kind(name=f"s{number}"))
                 await asyncio.sleep(0.01)
         stop.set()
         await writing
