@@ -132,7 +132,7 @@ async def show(invocation: Invocation, backup_id: str) -> None:
         usage = await nodes.backup.call(
             "GetUsage", backup_pb2.BackupId(id=backup_id), backup_pb2.BackupUsage, timeout_s=_USAGE_TIMEOUT_S
         )
-        uri = f"nbd://{nodes.cluster.backup.nbd}/{shown.volume}@{shown.id}"
+        uri = nodes.cluster.nbd_uri(nodes.cluster.backup.nbd, f"{shown.volume}@{shown.id}")
     shared_bytes = usage.referenced_bytes - usage.unique_bytes
     if invocation.output.as_json:
         account = {"unique_bytes": usage.unique_bytes, "shared_bytes": shared_bytes, "uri": uri}
@@ -221,7 +221,7 @@ async def export(invocation: Invocation, backup_id: str, writable: bool, discard
     request = backup_pb2.ExportBackupRequest(id=backup_id, writable=writable, discard=discard)
     async with invocation.nodes() as nodes:
         served = await nodes.backup.call("ExportBackup", request, backup_pb2.BackupExport)
-        uri = f"nbd://{nodes.cluster.backup.nbd}/{served.name}"
+        uri = nodes.cluster.nbd_uri(nodes.cluster.backup.nbd, served.name)
     if invocation.output.as_json:
         invocation.output.document({"id": backup_id, "uri": uri, "writable": served.writable})
     else:

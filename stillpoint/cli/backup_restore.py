@@ -46,7 +46,7 @@ async def restore(
     on_node: bool,
     archive: bool,
 ) -> None:
-    """Write a backup to TARGET: a file, a block device, an nbd:// URI, or - for stdout.
+    """Write a backup to a file, a disk, an nbd:// URI or - for stdout.
 
     \b
     Example: standbyctl backup restore ID out.img

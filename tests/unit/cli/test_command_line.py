@@ -27,7 +27,7 @@ def test_the_commands_are_those_that_scripts_rely_on() -> None:
     assert {" ".join(path) for path, command in ALL.items() if not isinstance(command, click.Group)} == {
         *("local up", "local down", "local kill", "local start", "local env", "demo", "status"),
         *("promote", "switchover", "rejoin", "resolve"),
-        *("mirror status", "mirror verify", "mirror resume"),
+        *("mirror status", "mirror verify", "mirror resume", "mirror resync"),
         *("volume create", "volume list", "volume show", "volume resize", "volume delete", "volume set"),
         *("snapshot create", "snapshot list", "snapshot show", "snapshot delete"),
         *("snapshot protect", "snapshot unprotect", "snapshot rollback", "snapshot export"),
@@ -36,6 +36,7 @@ def test_the_commands_are_those_that_scripts_rely_on() -> None:
         *("store create", "store list", "store extend", "store delete"),
         *("backup run", "backup list", "backup show", "backup verify", "backup restore", "backup delete"),
         *("backup protect", "backup unprotect", "backup check", "backup prune", "backup gc", "backup export"),
+        *("backup extract",),
         *("backup schedule list", "backup schedule run", "backup schedule pause", "backup schedule resume"),
     }
 
