@@ -92,7 +92,10 @@ class Answers:
         if errno:
             self._traffic.error_count += 1
         if not self._in_batch:
-            self._schedule_send()
+            if self._in_flight or self._pauses:
+                self._schedule_send()
+            else:
+                self._send()  # nothing is left that could travel with it
 
     def _finish(self, answer: bytes | memoryview) -> None:
         """Answer with a buffer that belongs to the channel from here on."""
