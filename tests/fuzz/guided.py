@@ -26,12 +26,9 @@ def main() -> int:
 
     def feed(data: bytes) -> None:
         # The first byte decides whether a checksum is made right, so that both sides of it are searched.
-        if data and data[0] & 1 and parser.repaired is not None:
-            data = parser.repaired(data[1:])
-        else:
-            data = data[1:]
+        is_repaired, rest = bool(data) and data[0] & 1, data[1:]
         with contextlib.suppress(*parser.refusals):
-            parser.feed(data)
+            parser.feed(parser.repaired(rest) if is_repaired and parser.repaired is not None else rest)
 
     with tempfile.TemporaryDirectory() as corpus:
         for number, seed in enumerate(parser.seeds):
