@@ -62,9 +62,8 @@ async def stream(reader: BackupReader, executor: Executor) -> AsyncGenerator[Pie
 
 
 def _read(reader: BackupReader, run: range) -> Piece:
-    parts = []
-    for index in run:
-        part = reader.read_chunk(index)
+    parts: list[bytes] = []
+    for part in reader.read_chunks(run):
         assert part is not None, "a chunk that has data reads as a hole"
         parts.append(part)
     data = b"".join(parts) if len(parts) > 1 else parts[0]

@@ -223,6 +223,10 @@ class BackupReader(Protocol):
         """A whole chunk, checked; None: it is all zeroes. Raises DataCorrupt or DeviceError."""
         ...
 
+    def read_chunks(self, indices: range) -> Sequence[bytes | None]:
+        """`read_chunk` of each of them, quicker when they are many."""
+        ...
+
     def check_frame(self) -> None:
         """Check that the index of this backup can be read and every chunk it names is there. Raises DataCorrupt."""
         ...

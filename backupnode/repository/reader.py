@@ -73,7 +73,22 @@ class PackReader:
         chunk = self.chunk_id(index)
         if chunk == ZERO_ID:
             return None
-        data = self._read(chunk, BlobKind.CHUNK, f"chunk {index}")
+        return self._checked(index, self._read(chunk, BlobKind.CHUNK, f"chunk {index}"))
+
+    def read_chunks(self, indices: range) -> list[bytes | None]:
+        chunks = [self.chunk_id(index) for index in indices]
+        wanted = [chunk for chunk in chunks if chunk != ZERO_ID]
+        try:
+            found = iter(self._packs.read_many(wanted, BlobKind.CHUNK))
+        except DataCorrupt:
+            # One by one, to tell which it is.
+            return [self.read_chunk(index) for index in indices]
+        return [
+            None if chunk == ZERO_ID else self._checked(index, next(found))
+            for index, chunk in zip(indices, chunks, strict=True)
+        ]
+
+    def _checked(self, index: int, data: bytes) -> bytes:
         if len(data) != min(self.chunk_size, self.record.origin.size - index * self.chunk_size):
             raise self._corrupt(f"chunk {index}", "has an impossible length")
         return data

@@ -15,7 +15,7 @@ from blake3 import blake3
 
 from backupnode.repository import BackupWriter, Origin, open_directory, parse_backup_id
 from backupnode.repository.backup_id import new_backup_id
-from stillpoint.errors import DeviceError, InUse, InvalidRequest, Refused
+from stillpoint.errors import DataCorrupt, DeviceError, InUse, InvalidRequest, Refused
 from tests.conformance.test_repositories import read_all, store
 from tests.support.requirements import requires_root
 
@@ -175,3 +175,39 @@ def test_what_is_no_backup_id_never_becomes_a_path(text: str) -> None:
     with pytest.raises(InvalidRequest) as raised:
         parse_backup_id(text)
     assert len(str(raised.value)) < 600
+
+
+def test_neighbours_in_a_pack_are_read_at_once_and_damage_among_them_is_told_by_its_place(tmp_path: Path) -> None:
+    chunk, count = 4096, 40
+    image = b"".join(random.Random(number).randbytes(chunk) for number in range(count)) + bytes(chunk) + b"end"
+
+    async def main() -> None:
+        repository = await open_directory(tmp_path, chunk_size=chunk)
+        backup = (await store(repository, image)).id
+        reader = repository.open(backup)
+        reads = 0
+        read = repository.storage.read
+
+        def counted(name: str, **options: int | None) -> bytes:
+            nonlocal reads
+            reads += 1
+            return read(name, **options)  # type: ignore[arg-type]
+
+        repository.storage.read = counted  # type: ignore[method-assign, assignment]
+        reader.page(0)
+        before = reads
+        whole = reader.read_chunks(range(count + 2))
+        assert b"".join(part or bytes(chunk) for part in whole) == image
+        assert reads - before <= 2
+        (pack,) = (tmp_path / "packs").iterdir()
+        data = bytearray(pack.read_bytes())
+        place = data.index(image[7 * chunk : 7 * chunk + 50])
+        data[place + 10] ^= 1
+        pack.write_bytes(data)
+        assert b"".join(part or b"" for part in reader.read_chunks(range(7))) == image[: 7 * chunk]
+        with pytest.raises(DataCorrupt, match="chunk 7:"):
+            reader.read_chunks(range(count))
+        assert reader.read_chunks(range(8, 10)) == [image[8 * chunk : 9 * chunk], image[9 * chunk : 10 * chunk]]
+        await repository.close()
+
+    asyncio.run(main())
