@@ -11,6 +11,7 @@ set -euo pipefail
 demo_tools=(mke2fs:e2fsprogs)
 test_tools=(
   "${demo_tools[@]}"
+  etcd:etcd-server
   fio:fio
   fusermount3:fuse3
   fstrim:util-linux

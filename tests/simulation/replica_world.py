@@ -171,7 +171,7 @@ class World:
 
     def run(self) -> None:
         # Each walk prefers other events, and leaves some out: what is rare beside a hundred others is common in some.
-        weights = {event: often * self.random.choice((0, 1, 1, 1, 3)) for event, often in self._events().items()}
+        weights = {event: often * self.random.choice((0, 1, 1, 2, 6)) for event, often in self._events().items()}
         weights[self.move_frames] = weights[self.move_frames] or 16
         weights[self.connect] = weights[self.connect] or 6
         events = self.random.choices(list(weights), list(weights.values()), k=self.steps)
@@ -188,14 +188,14 @@ class World:
             self.partition: 2,
             self.heal: 4,
             self.notice: 6,
-            self.crash: 1,
+            self.crash: 2,
             self.start: 4,
-            self.promote: 1,
+            self.promote: 2,
             self.demote: 1,
             self.hand_over: 1,
-            self.resolve: 1,
+            self.resolve: 2,
             self.distrust: 1,
-            self.restore_image: 2,
+            self.restore_image: 4,
         }
 
     def attempt(self, event: Any, *arguments: Any) -> bool:
@@ -421,9 +421,7 @@ class World:
         if decision.outcome.name == "RESYNC" and primary.side(standby).whole and theirs.whole:
             source, target = (primary, standby) if decision.source is self.replica.Source.MINE else (standby, primary)
             others = [
-                node
-                for node in self.nodes
-                if node is not target and not node.restored and node.state.has(self.replica.Flags.CONSISTENT)
+                node for node in self.nodes if node is not target and node.state.has(self.replica.Flags.CONSISTENT)
             ]
             lost = {
                 write
