@@ -93,14 +93,17 @@ class TlsSocket:
             self._ended = True
 
     def _decrypt(self, target: memoryview) -> int:
-        total = 0
+        total, size, incoming = 0, len(target), self._incoming
         try:
-            while total < len(target) and self.pending:
-                count: Any = self._tls.read(len(target) - total, target[total:])  # a number, when given a buffer
+            while True:
+                count: Any = self._tls.read(size - total, target[total:])  # a number, when given a buffer
                 if not count:
                     self._ended = True
                     break
                 total += count
+                # A read that had room left took all of its record.
+                if total == size or not incoming.pending:
+                    break
         except ssl.SSLWantReadError:
             self._starved = True  # a record is still under way
         except ssl.SSLZeroReturnError:

@@ -59,10 +59,10 @@ METHODS: Final[Mapping[str, Mapping[str, Roles]]] = {
         "DeleteStore": _ADMIN,
         "SetSnapshotPolicy": _ADMIN,
         "ListSnapshotPolicies": _ADMIN,
-        "GetStatus": _PEER_ADMIN,
+        "GetStatus": _NODES_ADMIN,  # backups slow down when the standby falls behind
     },
     "stillpoint.wire.v1.ReplicaService": {
-        "ListReplicas": _PEER_ADMIN,
+        "ListReplicas": _NODES_ADMIN,  # backups come from whoever is the standby now
         "Promote": _PEER_ADMIN,  # a switchover is one node's call to the other
         "SwitchOver": _ADMIN,
         "Rejoin": _ADMIN,

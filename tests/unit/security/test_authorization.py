@@ -96,6 +96,8 @@ def test_a_backup_certificate_changes_no_volume_and_opens_none() -> None:
         if Role.BACKUP in roles
     }
     assert allowed == {
+        "StandbyService.GetStatus",
+        "ReplicaService.ListReplicas",
         "StandbyService.CreateSnapshot",
         "StandbyService.ListSnapshots",
         "StandbyService.GetSnapshot",
