@@ -35,7 +35,7 @@ from .values import NO_GENERATION
 from .volume import Targets, Volume
 
 _PIECE_SIZE: Final = 4 << 20  # bytes of pre-images in memory at a time
-_MANY_BLOCKS: Final = 16  # from this length on it pays to ask the mirror for holes before reading
+_MANY_BLOCKS: Final = 16  # from this length on it pays to ask the mirror whether there is but a hole to read
 
 
 class Trouble(enum.Enum):
@@ -145,11 +145,12 @@ def _publish(volume: Volume, kept: list[_Kept], *, to: int, new_birth: int) -> F
 
 
 def read_blocks(device: BlockDevice, blocks: Blocks, data: memoryview, block_size: int) -> None:
-    """Fill `data` with the blocks, which ascend. Holes of the device are not read. Raises DeviceError."""
+    """Fill `data` with the blocks, which ascend. Long holes of the device are not read. Raises DeviceError."""
     for start, end in runs(blocks):
         view = data[start * block_size : end * block_size]
         offset = int(blocks[start]) * block_size
-        if end - start < _MANY_BLOCKS:
+        # Asking where data ends costs as much as the data is long, far beyond what is read here.
+        if end - start < _MANY_BLOCKS or not next(iter(device.extents(offset, 1))).hole:
             device.read_into(offset, view)
             continue
         for extent in device.extents(offset, len(view)):

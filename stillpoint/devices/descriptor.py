@@ -200,7 +200,10 @@ class DescriptorDevice:
             if data > position:
                 yield MappedExtent(position, data - position, hole=True)
             # What was data just now may have been punched since, and the hole then starts at once: one byte is data.
-            hole = min(max(self._seek(data, os.SEEK_HOLE, at_end=end), data + 1), end) if data < end else end
+            # Then it need not be asked for, which saves much: the system may have to walk to the end of a full file.
+            hole = end
+            if data + 1 < end:
+                hole = min(max(self._seek(data, os.SEEK_HOLE, at_end=end), data + 1), end)
             if hole > data:
                 yield MappedExtent(data, hole - data, hole=False)
             position = hole

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+from collections.abc import Iterator
 from pathlib import Path
 from uuid import uuid4
 
@@ -19,8 +20,9 @@ from stillpoint.errors import (
     Refused,
     SnapshotInvalid,
 )
-from stillpoint.extents import Extent
+from stillpoint.extents import Extent, MappedExtent
 from tests.support.cow import KIB, MIB, Rig, read, run
+from tests.support.devices import PassingDevice
 
 
 def _noise(choose: random.Random, length: int) -> memoryview:
@@ -361,6 +363,35 @@ def test_a_commit_is_worth_it_long_before_the_bound_and_more_is_staged_meanwhile
         await rig.engine.commit()
         assert rig.engine.read(0, 10) == rig.mirror_path.read_bytes()[:10] == b"laterearly"
         assert rig.image("s") == bytes(rig.size)
+        await rig.close()
+
+    run(main)
+
+
+class WatchedDevice(PassingDevice):
+    """Notes how much it is asked about at once."""
+
+    asked: list[int]
+
+    def extents(self, offset: int, length: int) -> Iterator[MappedExtent]:
+        self.asked.append(length)
+        return super().extents(offset, length)
+
+
+def test_the_mirror_is_not_asked_where_its_data_ends(tmp_path: Path) -> None:
+    # A system may have to walk a full file of a terabyte to its end for that, for each piece that is preserved.
+    async def main() -> None:
+        WatchedDevice.asked = []
+        rig = Rig(tmp_path, wrap_mirror=WatchedDevice)
+        rig.engine.write(0, memoryview(b"d" * (rig.size // 2)))
+        await rig.snapshot("s")
+        rig.engine.write(0, memoryview(b"e" * (rig.size // 2)))
+        await rig.engine.commit()
+        assert WatchedDevice.asked == [1]
+        rig.engine.trim(rig.size // 2, rig.size // 2)
+        await rig.engine.commit()
+        assert WatchedDevice.asked[1:] == [1, rig.size // 2]  # a hole is not read
+        assert rig.image("s") == b"d" * (rig.size // 2) + bytes(rig.size // 2)
         await rig.close()
 
     run(main)
