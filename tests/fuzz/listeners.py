@@ -212,6 +212,7 @@ class MirrorOfOurs:
         )
         await self._stub.CreateMirror(request)
         self._size = size
+        self._replica = primary_state(UUID_OF_OURS, size=size)  # of one primary, whose sessions follow each other
 
     async def delete(self) -> None:
         request = standby_pb2.DeleteMirrorRequest(volume=self._name, volume_uuid=UUID_OF_OURS, force=True)
@@ -224,7 +225,7 @@ class MirrorOfOurs:
             volume=self._name,
             volume_uuid=UUID_OF_OURS,
             size=self._size,
-            replica=primary_state(UUID_OF_OURS, size=self._size),
+            replica=self._replica,
         )
         return await self._stub.OpenLink(request)
 

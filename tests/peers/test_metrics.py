@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +17,8 @@ from tests.support.cluster import LocalCluster
 from tests.support.nbd import RawClient
 
 pytestmark = pytest.mark.slow
+
+MONITORING = Path(__file__).resolve().parents[2] / "deploy/compose/monitoring"
 
 Samples = dict[tuple[Any, ...], float]
 
@@ -83,6 +86,13 @@ def test_metrics_of_all_nodes_tell_what_clients_did(cluster: LocalCluster) -> No
     assert backup["backup_runs_total", "ok"] == 1 and backup["backup_runs_total", "failed"] == 0
     assert cluster.run("backup", "run", "nosuch").code == 1
     assert scrape(cluster, "backup")["backup_runs_total", "failed"] == 1
+
+    exposed = {sample[0] for samples in (primary, standby, backup) for sample in samples}
+    exposed |= {sample[0] for sample in scrape(cluster, "standby")}
+    # The store is made with the first snapshot, and these two when there is a backup.
+    for path in (MONITORING / "rules.yaml", MONITORING / "dashboards/stillpoint.json"):
+        named = set(re.findall(r"stillpoint_(\w+)", path.read_text()))
+        assert named and named <= exposed | {"pair_state"}, f"{path.name} asks for what no node tells"
 
     cluster.kill("standby")
     primary = scrape(cluster, "primary")
