@@ -24,8 +24,9 @@ certificate() {
   chown -R "$owner" "$folder"
 }
 
+# The two data nodes swap places at a failover, so each has a name on the data link's network.
 # The ports are published on the host's loopback, so every node is reached by that name too.
-certificate data primary /nodes/primary/tls stillpoint:stillpoint primary localhost 127.0.0.1
+certificate data primary /nodes/primary/tls stillpoint:stillpoint primary primary-datalink localhost 127.0.0.1
 certificate data standby /nodes/standby/tls stillpoint:stillpoint standby standby-datalink localhost 127.0.0.1
 certificate backup backup /nodes/backup/tls stillpoint:stillpoint backup localhost 127.0.0.1
 

@@ -15,7 +15,7 @@ from google.protobuf.message import Message
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from ..config import Address
-from ..errors import PeerUnavailable, StillpointError
+from ..errors import ConfigError, PeerUnavailable, StillpointError
 from ..tls import Credentials
 from ..wire.channel import open_channel
 from ..wire.status import from_rpc_error
@@ -36,6 +36,7 @@ class Node:
         self.name = name
         self.address = address
         self.channel = open_channel(address, credentials)
+        self._credentials = credentials
         self._stub = make_stub(self.channel)
 
     async def call(
@@ -61,8 +62,19 @@ class Node:
     def translate(self, error: grpc.RpcError) -> StillpointError:
         translated = from_rpc_error(error, peer=f"{self.name} ({self.address})")
         if isinstance(translated, PeerUnavailable):
-            return PeerUnavailable(f"{translated}; is it running? `standbyctl status` shows what is")
+            return PeerUnavailable(f"{translated}; {self._advice(translated)}")
         return translated
+
+    def _advice(self, error: PeerUnavailable) -> str:
+        """What may be the reason: a node says nothing to those whose certificate it does not accept."""
+        if self._credentials is not None:
+            try:
+                self._credentials.check_valid()
+            except ConfigError as ours:
+                return str(ours)
+        if "ocket closed" in str(error):
+            return "it may want a certificate, or one of another authority: see `tls` in the cluster file"
+        return "is it running? `standbyctl status` shows what is"
 
     async def is_serving(self, *, timeout_s: float = 1.0) -> bool:
         """What the node's health service says; False when it does not answer."""
