@@ -7,7 +7,8 @@ Invariants
 - The lease is kept only while the data node reports, and it reports only what its data path has just proven.
 - The node is told a deadline before anything relies on it. By `kill_after_s` past it, the node has said that it
   stopped, or it is killed.
-- With the connection of the data node its lease ends: the next one begins as a standby, whatever it was before.
+- Each connection of the data node begins as a standby, with another lease. The lease before is ended early only when
+  the process that it was for is known to be dead.
 
 One thread calls etcd for the lease and another for the volumes; a slow transaction never makes a keep-alive late.
 """
@@ -218,14 +219,31 @@ class DataNode:
             self._writer.write(encode(message))  # a node that does not read will be killed, or has no lease to lose
 
     async def end(self) -> None:
-        """The node is gone: let its leadership go at once rather than after the lease."""
+        """The connection is gone. If the process is dead, its leadership goes at once rather than with the lease.
+
+        One that lives may go on serving up to the deadline that it was told: its lease is left to end by itself.
+        """
         lease_id = self._lease.id
-        if lease_id and not self._for_lease.busy:
+        if lease_id and await self._has_exited() and not self._for_lease.busy:
             with contextlib.suppress(StillpointError):
                 await self._for_lease.call_and_wait(lambda etcd: etcd.revoke(lease_id))
         self._for_lease.close()
         self._for_volumes.close()
         os.close(self._process)
+
+    async def _has_exited(self) -> bool:
+        """Waits a little for it: the sockets of a process that dies are closed shortly before it is dead."""
+        loop = asyncio.get_running_loop()
+        exited = asyncio.Event()
+        loop.add_reader(self._process, exited.set)
+        try:
+            async with asyncio.timeout(self._times.keepalive_s / 2):
+                await exited.wait()
+        except TimeoutError:
+            return False
+        finally:
+            loop.remove_reader(self._process)
+        return True
 
 
 class _Caller:

@@ -215,6 +215,18 @@ def test_a_node_whose_agent_is_frozen_stops_by_itself(pair: tuple[Machine, Machi
     a.until_part("stopped")
 
 
+def test_a_node_whose_agent_is_stopped_serves_to_its_deadline_and_is_not_followed_before(
+    pair: tuple[Machine, Machine],
+) -> None:
+    a, b = pair
+    a.agent.terminate()
+    a.agent.wait()
+    a.until(lambda said: "gone" in said)
+    assert a.is_serving(), "the lease goes on"
+    b.until_part("primary", epoch=2)
+    assert not a.is_serving()
+
+
 def test_a_primary_goes_on_without_a_standby_only_when_etcd_has_removed_it(pair: tuple[Machine, Machine]) -> None:
     a, b = pair
     a.tell({"lost": "b"})

@@ -90,7 +90,9 @@ async def main(path: Path, volume: UUID) -> None:
                 await node.obey(line.decode())
     except* PeerUnavailable as gone:
         say(gone=str(gone.exceptions[0]))
-        await lines.read()
+        # It goes on as long as it was told.
+        while line := await lines.readline():
+            await node.obey(line.decode())
 
 
 if __name__ == "__main__":
