@@ -49,6 +49,7 @@ class EncryptionConfig:
 class BackupNodeConfig:
     """repository: a folder, or s3://BUCKET/PREFIX; "": a folder in the state directory. s3: of a bucket.
 
+    standbys: other data nodes, one of which may be the standby of a volume at times, as roles change hands.
     compression_level: of zstd; 1 is the fastest that gains much.
 
     rate_limit: bytes per second that a backup takes from the standby; 0: no limit.
@@ -61,6 +62,7 @@ class BackupNodeConfig:
     s3: S3Config = field(default_factory=S3Config)
     listen: ListenConfig = field(default_factory=ListenConfig)
     standby: StandbyConfig = field(default_factory=StandbyConfig)
+    standbys: tuple[StandbyConfig, ...] = ()
     compression_level: int = 1
     rate_limit: int = 0
     behind_bytes: int = BEHIND_BYTES

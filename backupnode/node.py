@@ -6,7 +6,7 @@ import asyncio
 import logging
 import os
 import socket
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator, Coroutine, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from typing import Any, Final
@@ -46,8 +46,8 @@ async def run(config: BackupNodeConfig, stop: asyncio.Event) -> None:
     lock = lock_state_dir(config.state_dir)
     try:
         credentials = open_credentials(config.tls)
-        async with _repository(config) as repository, _standby(config, credentials) as standby:
-            await _serve(config, repository, standby, credentials, stop)
+        async with _repository(config) as repository, _standbys(config, credentials) as standbys:
+            await _serve(config, repository, standbys, credentials, stop)
     finally:
         os.close(lock)
 
@@ -55,12 +55,18 @@ async def run(config: BackupNodeConfig, stop: asyncio.Event) -> None:
 async def _serve(
     config: BackupNodeConfig,
     repository: Repository,
-    standby: StandbyClient,
+    standbys: Sequence[StandbyClient],
     credentials: Credentials | None,
     stop: asyncio.Event,
 ) -> None:
     await asyncio.to_thread(remove_leftovers, config.state_dir)
-    puller = Puller(standby, repository, rate_bytes_s=config.rate_limit, behind_bytes=config.behind_bytes)
+    puller = Puller(
+        standbys[0],
+        repository,
+        rate_bytes_s=config.rate_limit,
+        behind_bytes=config.behind_bytes,
+        others=standbys[1:],
+    )
     with low_priority_executor() as low_priority, ThreadPoolExecutor(2, thread_name_prefix="read") as readers:
         exports = await _exports(config, repository, low_priority)
         nbd = NbdServer(exports, low_priority, access=Access.to(Exports.BACKUPS, credentials, config.tls))
@@ -156,12 +162,19 @@ async def _repository(config: BackupNodeConfig) -> AsyncIterator[Repository]:
 
 
 @asynccontextmanager
-async def _standby(config: BackupNodeConfig, credentials: Credentials | None) -> AsyncIterator[StandbyClient]:
-    standby = StandbyClient(standby=config.standby.grpc, export=config.standby.export_grpc, credentials=credentials)
+async def _standbys(
+    config: BackupNodeConfig, credentials: Credentials | None
+) -> AsyncIterator[Sequence[StandbyClient]]:
+    """The one that is expected to be the standby first."""
+    nodes = [
+        StandbyClient(standby=each.grpc, export=each.export_grpc, credentials=credentials)
+        for each in (config.standby, *config.standbys)
+    ]
     try:
-        yield standby
+        yield nodes
     finally:
-        await standby.close()
+        for node in nodes:
+            await node.close()
 
 
 def _address(listener: socket.socket) -> str:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Final
 
 from stillpoint.errors import StillpointError
 
-from .standby_client import StandbyClient
 from .throttle import Throttle
 
 logger = logging.getLogger(__name__)
@@ -21,12 +20,20 @@ BEHIND_BYTES: Final = 8 << 20
 
 
 class Pressure:
-    """behind_bytes: of one volume's writes in the standby's memory, from which on it counts as behind; 0: never."""
+    """staged_bytes: asks the data nodes.
+
+    behind_bytes: of one volume's writes in the standby's memory, from which on it counts as behind; 0: never.
+    """
 
     def __init__(
-        self, standby: StandbyClient, throttle: Throttle, *, behind_bytes: int = BEHIND_BYTES, look_s: float = LOOK_S
+        self,
+        staged_bytes: Callable[[], Awaitable[int]],
+        throttle: Throttle,
+        *,
+        behind_bytes: int = BEHIND_BYTES,
+        look_s: float = LOOK_S,
     ) -> None:
-        self._standby = standby
+        self._staged_bytes = staged_bytes
         self._throttle = throttle
         self._behind_bytes = behind_bytes
         self._look_s = look_s
@@ -53,7 +60,7 @@ class Pressure:
         while True:
             await asyncio.sleep(self._look_s)
             try:
-                staged_bytes = await self._standby.staged_bytes()
+                staged_bytes = await self._staged_bytes()
             except StillpointError as error:
                 logger.debug("cannot ask the standby how it does: %s", error)
                 continue

@@ -1,8 +1,6 @@
 """Pulls a snapshot from the standby into the repository.
 
 Invariants:
-- A snapshot that this node took for a backup is deleted whatever becomes of the backup. One that a crash leaves behind
-  carries this repository's mark in its name, and is deleted before the next backup.
 - What is written is gapless, of the snapshot's size, and matched its checksums. A stream that breaks is taken up where
   the repository stands, from the same snapshot (told by its uuid), or the backup fails.
 - An incremental starts from an instant that both the manifest of its base and the standby name, in the same life of the
@@ -16,24 +14,25 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import secrets
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import replace
 from typing import Final
 
 from stillpoint.config import check_name
-from stillpoint.errors import DataCorrupt, NotFound, PeerUnavailable, Refused, StillpointError
+from stillpoint.errors import DataCorrupt, PeerUnavailable, Refused, StillpointError
 from stillpoint.extents import Extent
 
 from .audit import AuditMiss, audit
+from .data_nodes import DataNodes
 from .pressure import BEHIND_BYTES, LOOK_S, Pressure
 from .progress import Progress, Report
 from .repository import BackupRecord, BackupWriter, Origin, Repository
 from .source import RetryPolicy, Source, joined
 from .standby_client import DamagedInTransit, SnapshotName, StandbyClient
 from .starts import Start, changed_in, starts
+from .taken_snapshots import TakenSnapshots
 from .throttle import Throttle
 
 logger = logging.getLogger(__name__)
@@ -58,26 +57,25 @@ class Puller:
         look_s: float = LOOK_S,
         checkpoint_s: float = CHECKPOINT_S,
         clock: Callable[[], int] = time.time_ns,
+        others: Sequence[StandbyClient] = (),
     ) -> None:
-        """rate_bytes_s: of each backup, as received from the standby; 0: no limit.
+        """others: data nodes that may be the standby of a volume instead, see `DataNodes`.
+
+        rate_bytes_s: of each backup, as received from the standby; 0: no limit.
 
         behind_bytes: see `Pressure`, which looks every look_s. checkpoint_s: what a crash costs at most, about.
         """
-        self._standby = standby
+        self._nodes = DataNodes([standby, *others])
         self._repository = repository
         self._retry = retry or RetryPolicy()
-        self._clock = clock
         self._rate_bytes_s = rate_bytes_s
         self._checkpoint_s = checkpoint_s
         self._throttle = Throttle()
-        self._pressure = Pressure(standby, self._throttle, behind_bytes=behind_bytes, look_s=look_s)
+        self._pressure = Pressure(self._nodes.staged_bytes, self._throttle, behind_bytes=behind_bytes, look_s=look_s)
         self._running: set[str] = set()
         self._turns = asyncio.Semaphore(_RUNNING_MAX)
         self.succeeded_count = self.failed_count = 0  # backups since the node started
-        self._taken: set[SnapshotName] = set()
-        self._releases: set[asyncio.Task[None]] = set()
-        # Another backup node of the same standby has another repository, and so another mark.
-        self._mark = f"backup-{repository.uuid[:8]}-"
+        self._snapshots = TakenSnapshots(repository.uuid, self._retry, clock)
 
     @property
     def running(self) -> int:
@@ -115,76 +113,29 @@ class Puller:
                 return record
 
     async def _run(self, volume: str, snapshot: str, report: Report, *, full: bool) -> BackupRecord:
+        node = await self._nodes.holding(volume, snapshot=snapshot)
         if snapshot:
-            return await self._pull(SnapshotName(volume, snapshot), report, full=full)
-        await self.sweep()
-        name = SnapshotName(volume, f"{self._mark}{_stamp(self._clock())}")
-        self._taken.add(name)
-        bookmark = ""
-        try:
-            if not await self._standby.create_snapshot(name):
-                # Still the volume as of some instant, only an older one than the operator may think.
-                logger.warning("volume %s is backed up as the standby last had it: it is not in sync", volume)
-            record = await self._pull(name, report, full=full)
+            return await self._pull(node, SnapshotName(volume, snapshot), report, full=full)
+        await self._snapshots.sweep(node)
+        async with self._snapshots.taken(node, volume) as taken:
+            record = await self._pull(node, taken.name, report, full=full)
             # The base of the next one: an instant, without the space of a snapshot.
-            bookmark = name.name
+            taken.committed = True
             return record
-        finally:
-            await self._release(name, bookmark)
 
     async def sweep(self) -> None:
-        """Delete the snapshots that backups of this repository left on the standby. Raises PeerUnavailable."""
-        for snapshot in await self._standby.list_snapshots():
-            if snapshot.name.startswith(self._mark) and snapshot not in self._taken:
-                logger.info("deleting a snapshot left by an interrupted backup", extra={"snapshot": str(snapshot)})
-                try:
-                    await self._standby.delete_snapshot(snapshot)
-                except NotFound:
-                    continue
-                except Refused as error:
-                    logger.warning("the snapshot %s cannot be deleted now: %s", snapshot, error)
+        """Delete the snapshots that backups of this repository left on data nodes.
 
-    async def _release(self, snapshot: SnapshotName, bookmark: str) -> None:
-        # A task of its own: whoever is cancelled a second time does not take it along.
-        task = asyncio.create_task(self._delete_taken(snapshot, bookmark))
-        self._releases.add(task)
-        task.add_done_callback(self._releases.discard)
-        await asyncio.shield(task)
-
-    async def _delete_taken(self, snapshot: SnapshotName, bookmark: str) -> None:
-        try:
-            await self._insist(lambda: self._standby.delete_snapshot(snapshot, bookmark=bookmark))
-            if bookmark:
-                await self._insist(lambda: self._delete_older_bookmarks(snapshot.volume, bookmark))
-        except StillpointError as error:
-            logger.warning(
-                "the snapshot or bookmark %s stays on the standby until the next backup: %s", snapshot, error
-            )
-        finally:
-            self._taken.discard(snapshot)
-
-    async def _delete_older_bookmarks(self, volume: str, kept: str) -> None:
-        for old in await self._standby.list_bookmarks(volume):
-            if old.startswith(self._mark) and old != kept:
-                with suppress(NotFound):
-                    await self._standby.delete_bookmark(volume, old)
-
-    async def _insist(self, call: Callable[[], Awaitable[None]]) -> None:
-        """Until it is done: what a connection that broke at the wrong moment leaves behind costs the standby space.
-
-        NotFound means that it was never made, or that the answer to an earlier attempt was lost.
+        Raises PeerUnavailable for one that cannot be reached, after the others.
         """
-        attempt = 0
-        while True:
+        failure: StillpointError | None = None
+        for node in self._nodes.all:
             try:
-                with suppress(NotFound):
-                    await call()
-                return
-            except PeerUnavailable:
-                attempt += 1
-                if attempt >= self._retry.attempts:
-                    raise
-            await asyncio.sleep(self._retry.delay_s(attempt - 1))
+                await self._snapshots.sweep(node)
+            except StillpointError as error:
+                failure = error
+        if failure is not None:
+            raise failure
 
     @contextmanager
     def _only_one(self, volume: str) -> Iterator[None]:
@@ -196,8 +147,8 @@ class Puller:
         finally:
             self._running.discard(volume)
 
-    async def _pull(self, snapshot: SnapshotName, report: Report, *, full: bool) -> BackupRecord:
-        source = Source(self._standby, snapshot, self._retry, rate_bytes_s=self._rate_bytes_s, throttle=self._throttle)
+    async def _pull(self, node: StandbyClient, snapshot: SnapshotName, report: Report, *, full: bool) -> BackupRecord:
+        source = Source(node, snapshot, self._retry, rate_bytes_s=self._rate_bytes_s, throttle=self._throttle)
         description = await source.describe()
         origin = Origin(
             volume=snapshot.volume,
@@ -264,7 +215,3 @@ class Puller:
         record = await writer.commit(received_bytes=source.received_bytes, alarm=alarm)
         logger.info("backup committed", extra={"backup": record.id, "base": record.origin.base or ""})
         return record
-
-
-def _stamp(now_ns: int) -> str:
-    return time.strftime("%Y%m%dT%H%M%S", time.gmtime(now_ns // 1_000_000_000)) + "-" + secrets.token_hex(2)

@@ -17,7 +17,15 @@ from stillpoint.tls import Credentials
 from stillpoint.wire import chunks, streams
 from stillpoint.wire.channel import open_channel
 from stillpoint.wire.status import from_rpc_error
-from stillpoint.wire.v1 import common_pb2, export_pb2, export_pb2_grpc, standby_pb2, standby_pb2_grpc
+from stillpoint.wire.v1 import (
+    common_pb2,
+    export_pb2,
+    export_pb2_grpc,
+    replica_pb2,
+    replica_pb2_grpc,
+    standby_pb2,
+    standby_pb2_grpc,
+)
 
 # A control call that takes longer finds a node that hangs.
 _CALL_TIMEOUT_S: Final = 30.0
@@ -47,6 +55,15 @@ class SnapshotDescription:
     generation: int = 0
 
 
+@dataclass(frozen=True, slots=True)
+class Copy:
+    """A data node's copy of a volume. serves: clients are served from it, so it has no standby's place."""
+
+    serves: bool
+    up_to_date: bool
+    consistent: bool
+
+
 class StandbyClient:
     """Every method raises PeerUnavailable when the node does not answer, and what the node says went wrong."""
 
@@ -59,7 +76,9 @@ class StandbyClient:
         # The generated stubs carry no annotations.
         standby_stub: Any = standby_pb2_grpc.StandbyServiceStub
         export_stub: Any = export_pb2_grpc.ExportServiceStub
+        replica_stub: Any = replica_pb2_grpc.ReplicaServiceStub
         self._standby = standby_stub(self._standby_channel)
+        self._replicas = replica_stub(self._standby_channel)
         self._export = export_stub(self._export_channel)
 
     async def create_snapshot(self, snapshot: SnapshotName) -> bool:
@@ -74,6 +93,16 @@ class StandbyClient:
         request = standby_pb2.DeleteSnapshotRequest(volume=snapshot.volume, name=snapshot.name, bookmark=bookmark)
         with _named_errors(self._standby_peer):
             await self._standby.DeleteSnapshot(request, timeout=_CALL_TIMEOUT_S)
+
+    async def copy_of(self, volume: str, *, timeout_s: float) -> Copy | None:
+        """What the node has of the volume; None: nothing."""
+        with _named_errors(self._standby_peer):
+            answer = await self._replicas.ListReplicas(common_pb2.Empty(), timeout=timeout_s)
+        for replica in answer.replicas:
+            if replica.volume == volume:
+                serves = replica.role == replica_pb2.REPLICA_ROLE_PRIMARY
+                return Copy(serves, up_to_date=replica.up_to_date, consistent=replica.consistent)
+        return None
 
     async def staged_bytes(self) -> int:
         """The most that the standby holds in memory of one volume's writes, not yet in its mirror."""

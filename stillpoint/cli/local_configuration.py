@@ -91,6 +91,7 @@ def _plain_configuration(directory: Path, carrier: str) -> dict[str, dict[str, A
             "state_dir": str(directory / "backup"),
             "listen": backup,
             "standby": {"grpc": standby["grpc"], "export_grpc": standby["export_grpc"]},
+            "standbys": [{"grpc": primary["grpc"], "export_grpc": mirroring["export_grpc"]}],
         },
         "cluster": {
             node: {name: address for name, address in listen.items() if name not in ("data_link", "metrics")}

@@ -172,3 +172,28 @@ def test_a_standby_killed_in_the_middle_of_a_pull_costs_no_backup(tmp_path: Path
         cluster.kill("backup")
         cluster.start("backup")
         asyncio.run(main(cluster))
+
+
+def test_backups_go_on_from_the_new_standby_after_a_switchover(tmp_path: Path) -> None:
+    source = random.Random(1)
+
+    async def main(cluster: LocalCluster) -> None:
+        async with Nodes(load_cluster(cluster.cluster_file)) as nodes:
+            await fill(f"{cluster.env['primary']['nbd']}/vol1", source, 4 * MIB)
+            first = await run_backup(nodes, "vol1", bar=Silent())
+            await asyncio.to_thread(cluster.cli, "switchover", "vol1")
+            volume = f"{cluster.env['standby']['volume_nbd']}/vol1"
+            await fill(volume, source, 2 * MIB)
+            second = await run_backup(nodes, "vol1", bar=Silent())
+            third = await run_backup(nodes, "vol1", bar=Silent())
+            now = await read(volume)
+            backups = cluster.env["backup"]["nbd"]
+            assert await read(f"{backups}/vol1@{second.id}") == now == await read(f"{backups}/vol1@{third.id}")
+            assert third.base == second.id and third.received_bytes < MIB + 16 * 65536
+            await nodes.backup.call("DeleteBackup", backup_pb2.BackupId(id=second.id), common_pb2.Empty)
+            assert await read(f"{backups}/vol1@{first.id}") != now
+        logs = (cluster.directory / "logs" / "backup.log").read_text()
+        assert "has no standby" not in logs
+
+    with LocalCluster.up(tmp_path / "cluster", f"vol1:{SIZE}") as cluster:
+        asyncio.run(main(cluster))

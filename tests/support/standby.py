@@ -21,14 +21,26 @@ from stillpoint.extents import Extent, split
 from stillpoint.runtime import serve_grpc
 from stillpoint.wire import chunks, streams
 from stillpoint.wire.status import Context, answers
-from stillpoint.wire.v1 import common_pb2, export_pb2, export_pb2_grpc, standby_pb2, standby_pb2_grpc
+from stillpoint.wire.v1 import (
+    common_pb2,
+    export_pb2,
+    export_pb2_grpc,
+    replica_pb2,
+    replica_pb2_grpc,
+    standby_pb2,
+    standby_pb2_grpc,
+)
 
 # What a stream does instead of what it should: (message, its index in the stream) -> the messages to send.
 Fault = Callable[[bytes, int], list[bytes]]
 
 
 @dataclass
-class StandInStandby(standby_pb2_grpc.StandbyServiceServicer, export_pb2_grpc.ExportServiceServicer):
+class StandInStandby(
+    standby_pb2_grpc.StandbyServiceServicer,
+    export_pb2_grpc.ExportServiceServicer,
+    replica_pb2_grpc.ReplicaServiceServicer,
+):
     """`volumes` by name. A snapshot shares its volume's device: the tests leave that alone meanwhile.
 
     Changes are what `note_changed` was told of since the base's generation.
@@ -46,6 +58,9 @@ class StandInStandby(standby_pb2_grpc.StandbyServiceServicer, export_pb2_grpc.Ex
     bookmarks: dict[tuple[str, str], int] = field(default_factory=dict)
     changes: list[tuple[int, Extent]] = field(default_factory=list)
     sent_bytes: int = 0
+    serves: bool = False  # as a primary, not a standby
+    up_to_date: bool = True
+    consistent: bool = True
     staged_bytes: int | None = 0  # of each mirror, as GetStatus tells; None: it does not answer
 
     def add_to(self, server: grpc.aio.Server) -> None:
@@ -53,6 +68,17 @@ class StandInStandby(standby_pb2_grpc.StandbyServiceServicer, export_pb2_grpc.Ex
         add_export: Any = export_pb2_grpc.add_ExportServiceServicer_to_server
         add_standby(self, streams.RawServer(server))
         add_export(self, streams.RawServer(server))
+        add_replica: Any = replica_pb2_grpc.add_ReplicaServiceServicer_to_server
+        add_replica(self, server)
+
+    @answers
+    async def ListReplicas(self, _request: common_pb2.Empty, _: Context) -> replica_pb2.ReplicaList:
+        role = replica_pb2.REPLICA_ROLE_PRIMARY if self.serves else replica_pb2.REPLICA_ROLE_STANDBY
+        replicas = [
+            replica_pb2.Replica(volume=name, role=role, up_to_date=self.up_to_date, consistent=self.consistent)
+            for name in self.volumes
+        ]
+        return replica_pb2.ReplicaList(replicas=replicas)
 
     @answers
     async def CreateSnapshot(self, request: standby_pb2.CreateSnapshotRequest, _: Context) -> standby_pb2.SnapshotList:
