@@ -158,8 +158,8 @@ class PreservationStore:
         step = max(1, _RELEASE_SIZE // block_size)
         for start in range(0, len(slots), step):
             with self._lock:  # not for longer: others preserve meanwhile, some of them on the event loop
-                for offset in self._allocator.free(slots[start : start + step], block_size):
-                    self._give_back(offset)
+                for offset, length in _joined(self._allocator.free(slots[start : start + step], block_size)):
+                    self._give_back(offset, length)
         with self._lock:
             self._warn()
 
@@ -199,9 +199,9 @@ class PreservationStore:
     def _log(self, images: PreImages, addresses: Addresses, zero: npt.NDArray[np.bool_]) -> None:
         """Remember the records as long as the blocks are kept."""
 
-    def _give_back(self, offset: int) -> None:
+    def _give_back(self, offset: int, length: int) -> None:
         try:
-            self.device.trim(offset, SEGMENT_SIZE)
+            self.device.trim(offset, length)
         except DeviceError as error:
             self.failed = str(error)
 
@@ -220,6 +220,15 @@ def zero_rows(data: memoryview, block_size: int) -> npt.NDArray[np.bool_]:
     for row in np.flatnonzero(zero).tolist():
         zero[row] = not words[row].any()
     return zero
+
+
+def _joined(segments: list[int]) -> Iterator[tuple[int, int]]:
+    """(offset, length) of the stretches of neighbouring segments, whose offsets ascend."""
+    start = 0
+    for index in range(1, len(segments) + 1):
+        if index == len(segments) or segments[index] != segments[index - 1] + SEGMENT_SIZE:
+            yield segments[start], segments[index - 1] + SEGMENT_SIZE - segments[start]
+            start = index
 
 
 def _runs(slots: Addresses, step: int) -> Iterator[tuple[int, int]]:

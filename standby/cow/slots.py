@@ -74,7 +74,7 @@ class SlotAllocator:
                 free.append(batch[missing:])
             missing -= len(taken[-1])
         slots: Addresses = np.concatenate(taken) if len(taken) != 1 else taken[0]
-        np.add.at(self._used, self._segments_of(slots), 1)
+        self._count(slots, 1)
         self.used_size += count * slot_size
         return slots
 
@@ -82,13 +82,11 @@ class SlotAllocator:
         """Take slots back. Returns the byte offsets of segments that hold nothing now: their space may be given up."""
         if not len(slots):
             return []
-        segments = self._segments_of(slots)
-        np.subtract.at(self._used, segments, 1)
+        touched = self._count(slots, -1)
         self.used_size -= len(slots) * slot_size
-        ours = ~self._withheld[segments]
-        touched = np.unique(segments[ours])
-        empty = touched[self._used[touched] == 0]
-        still_used = slots[ours & (self._used[segments] != 0)]
+        empty = touched[(self._used[touched] == 0) & ~self._withheld[touched]]
+        segments = self._segments_of(slots)
+        still_used = slots[~self._withheld[segments] & (self._used[segments] != 0)]
         if len(still_used):
             self._free.setdefault(slot_size, []).append(np.sort(still_used))
         if len(empty):
@@ -114,9 +112,7 @@ class SlotAllocator:
 
     def adopt_withheld(self, slots: Addresses, slot_size: int) -> None:
         """Count slots as used that lie in withheld segments; the segments stay withheld."""
-        segments = self._segments_of(slots)
-        assert bool(np.all(self._withheld[segments]))
-        np.add.at(self._used, segments, 1)
+        assert bool(np.all(self._withheld[self._count(slots, 1)]))
         self.used_size += len(slots) * slot_size
 
     def _forget_free_slots_in(self, segments: npt.NDArray[np.int64], slot_size: int) -> None:
@@ -127,10 +123,8 @@ class SlotAllocator:
         ]
 
     def _take(self, slot_size: int, slots: Addresses) -> None:
-        segments = self._segments_of(slots)
-        np.add.at(self._used, segments, 1)
+        taken = self._count(slots, 1)
         self.used_size += len(slots) * slot_size
-        taken = np.unique(segments)
         assert bool(np.all(self._kind[taken] == _FREE)), "one segment holds slots of two sizes"
         self._kind[taken] = slot_size.bit_length()
         every = (taken[:, None] * _UNITS_PER_SEGMENT + self._slot_units(slot_size)[None, :]).ravel()
@@ -150,6 +144,12 @@ class SlotAllocator:
     @staticmethod
     def _slot_units(slot_size: int) -> Addresses:
         return np.arange(0, _UNITS_PER_SEGMENT, slot_size // UNIT_SIZE, dtype=np.uint64)
+
+    def _count(self, slots: Addresses, sign: int) -> npt.NDArray[np.int64]:
+        """One more (1) or one less (-1) in use for each slot. Returns their segments, ascending."""
+        segments, counts = np.unique(self._segments_of(slots), return_counts=True)
+        self._used[segments] += (sign * counts).astype(np.uint16)  # wraps to the right sum
+        return segments
 
     def _segments_of(self, slots: Addresses) -> npt.NDArray[np.int64]:
         return ((slots - np.uint64(self._first_unit)) // np.uint64(_UNITS_PER_SEGMENT)).astype(np.int64)
