@@ -1,7 +1,8 @@
 """Lives of a volume on real files that Hypothesis invents and, when one goes wrong, makes as short as it can.
 
-Unaligned changes from 512 bytes to 2 MiB, snapshots in stores small enough to fill, growth of volume and store, clean
-restarts and kills, against a byte array. `SNAPSHOT_LIVES=N` runs more, `SNAPSHOT_SEED=S` others.
+Unaligned changes from 512 bytes to 2 MiB, snapshots in stores small enough to fill, protected and limited ones, writes
+to virtual devices, growth of volume and store, clean restarts and kills, against a byte array. `SNAPSHOT_LIVES=N` runs
+more, `SNAPSHOT_SEED=S` others.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from uuid import UUID
 
 import hypothesis
 import numpy as np
+import pytest
 from hypothesis import HealthCheck, strategies
 from hypothesis.stateful import (
     RuleBasedStateMachine,
@@ -26,10 +28,12 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from standby.cow import SnapshotState
+from standby.cow import SnapshotState, create_snapshots
 from standby.cow.association_forms import FORMS
-from stillpoint.errors import StoreFull
-from tests.support.cow import KIB, MIB, Rig
+from stillpoint.devices import FileDevice, OverlayDevice
+from stillpoint.devices.overlay import storage_size
+from stillpoint.errors import Refused, StoreFull
+from tests.support.cow import KIB, MIB, Rig, read
 
 _LIVES = int(os.environ.get("SNAPSHOT_LIVES", "25"))
 _SEED = int(os.environ.get("SNAPSHOT_SEED", "0"))
@@ -37,8 +41,11 @@ _STEPS = 40
 _VOLUME_SIZE = 3 * MIB
 _VOLUME_SIZE_MAX = 6 * MIB
 _FULL = ("no room", "log", "memory store did not survive")
+_OVER_LIMIT = "hold more than they may"
 
 offsets = strategies.integers(0, _VOLUME_SIZE_MAX - 1)
+counts = strategies.sampled_from((None, 0, 2, 3))
+rooms = strategies.sampled_from((None, 0, 2 * MIB, 6 * MIB))
 lengths = strategies.sampled_from((512, 513, 4096, 5000, 65536, 100_000, MIB, 2 * MIB))
 
 
@@ -49,6 +56,9 @@ class Life(RuleBasedStateMachine):
         self.folder = Path(tempfile.mkdtemp(prefix="cow-life-", dir="/dev/shm" if os.path.isdir("/dev/shm") else None))
         self.shots: dict[str, bytes] = {}
         self.marks: list[tuple[int, UUID, bytes]] = []
+        self.virtual: dict[str, bytearray] = {}  # what was written to virtual devices, over what they showed
+        self.protected: set[str] = set()
+        self.limits: dict[str, int] = {}
         self.count = 0
 
     @initialize(
@@ -56,8 +66,20 @@ class Life(RuleBasedStateMachine):
         form=strategies.sampled_from(FORMS),
         store_size=strategies.sampled_from((4 * MIB, 12 * MIB, 64 * MIB)),
         expires=strategies.booleans(),
+        protected=strategies.booleans(),
+        count_max=counts,
+        room=rooms,
     )
-    def begin(self, block_size: int, form: str, store_size: int, expires: bool) -> None:
+    def begin(
+        self,
+        block_size: int,
+        form: str,
+        store_size: int,
+        expires: bool,
+        protected: bool,
+        count_max: int | None,
+        room: int | None,
+    ) -> None:
         async def main() -> None:
             self.rig = Rig(self.folder, size=_VOLUME_SIZE, block_size=block_size, expires=expires)
             self.rig.stores.create("default", kind="file", size=store_size, map_form=form)
@@ -67,6 +89,10 @@ class Life(RuleBasedStateMachine):
         self.expires = expires
         self.truth = np.zeros(_VOLUME_SIZE, dtype=np.uint8)
         self.unsure = np.zeros(_VOLUME_SIZE, dtype=np.bool_)
+        # There is something to lose from the first step on.
+        self.write(0, _VOLUME_SIZE)
+        self.snapshot(None, protected)
+        self.limit(count_max, room, None)
 
     def _next(self) -> int:
         self.count += 1
@@ -103,12 +129,23 @@ class Life(RuleBasedStateMachine):
         self.runner.run(self.rig.engine.flush() if flush else self.rig.engine.commit())
         self.unsure[:] = False
 
-    @rule(store=strategies.sampled_from((None, None, "memory")))
-    def snapshot(self, store: str | None) -> None:
+    @rule(store=strategies.sampled_from((None, None, "memory")), protected=strategies.booleans())
+    def snapshot(self, store: str | None, protected: bool) -> None:
+        self._drop_displaced()
         name = f"s{self._next()}"
+        count = len(self.rig.engine.snapshots())
+        try:
+            self.runner.run(create_snapshots([self.rig.engine], name, store))
+        except Refused:
+            assert 0 < self.limits.get("count_max", 0) <= count
+            assert not self.rig.engine.limits.expires or len(self.protected) == count
+            return
         self.shots[name] = self.truth.tobytes()
-        self.runner.run(self.rig.snapshot(name, store))
+        if protected:
+            self._protect(name, protected)
         self.unsure[:] = False
+        if self.rig.engine.limits.expires:
+            assert len(self.rig.engine.snapshots()) <= (self.limits.get("count_max", 0) or count + 1)
 
     @precondition(lambda self: self.shots)
     @rule(which=strategies.integers(0, 100))
@@ -117,8 +154,80 @@ class Life(RuleBasedStateMachine):
         names = [snapshot.name for snapshot in self.rig.engine.snapshots()]
         if names:
             name = names[which % len(names)]
-            self.shots.pop(name, None)
+            if name in self.protected:
+                with pytest.raises(Refused, match="protected"):
+                    self.runner.run(self.rig.engine.delete(name))
+                return
             self.runner.run(self.rig.engine.delete(name))
+            self._forget(name)
+
+    def _forget(self, name: str) -> None:
+        self.shots.pop(name, None)
+        self.virtual.pop(name, None)
+        self.protected.discard(name)
+        self._overlay_path(name).unlink(missing_ok=True)
+
+    @precondition(lambda self: self.shots)
+    @rule(which=strategies.integers(0, 100), protected=strategies.booleans())
+    def protect(self, which: int, protected: bool) -> None:
+        names = [snapshot.name for snapshot in self.rig.engine.snapshots()]
+        if names:
+            self._protect(names[which % len(names)], protected)
+
+    def _protect(self, name: str, protected: bool) -> None:
+        self.runner.run(self.rig.engine.protect(name, protected))
+        (self.protected.add if protected else self.protected.discard)(name)
+
+    @rule(count_max=counts, room=rooms, expires=strategies.sampled_from((None, False, True)))
+    def limit(self, count_max: int | None, room: int | None, expires: bool | None) -> None:
+        wanted = {"count_max": count_max, "preserved_size_max": room, "expires": expires}
+        own = {name: value for name, value in wanted.items() if value is not None}
+        try:
+            self.runner.run(self.rig.engine.set_limits(own))
+        except Refused:
+            assert own.get("count_max") or own.get("preserved_size_max")
+        else:
+            self.limits = own
+        self.expires |= self.rig.engine.limits.expires
+
+    @precondition(lambda self: self.shots)
+    @rule(
+        which=strategies.integers(0, 100),
+        changes=strategies.lists(strategies.tuples(offsets, lengths, strategies.booleans()), min_size=1, max_size=6),
+    )
+    def write_to_virtual_device(self, which: int, changes: list[tuple[int, int, bool]]) -> None:
+        self._drop_displaced()
+        if not self.shots:
+            return
+        name = list(self.shots)[which % len(self.shots)]
+        truth = self.virtual.setdefault(name, bytearray(self.shots[name]))
+        device = self._overlay(name)
+        try:
+            for offset, length, is_data in changes:
+                start = offset % len(truth)
+                end = min(start + length, len(truth))
+                data = random.Random(self._next()).randbytes(end - start) if is_data else bytes(end - start)
+                if is_data:
+                    device.write(start, [data])
+                else:
+                    device.write_zeroes(start, end - start)
+                truth[start:end] = data
+            device.flush()
+            assert read(device, 0, device.size) == truth
+        finally:
+            device.close()
+
+    def _overlay(self, name: str) -> OverlayDevice:
+        path = self._overlay_path(name)
+        base = self.rig.device(name)
+        if path.exists():
+            storage = FileDevice(path)
+        else:
+            storage = FileDevice.create(path, storage_size(base.size, self.rig.block_size))
+        return OverlayDevice(base, storage, base_uuid="0" * 36, block_size=self.rig.block_size, check_base=base.check)
+
+    def _overlay_path(self, name: str) -> Path:
+        return self.folder / f"{name}.overlay"
 
     @precondition(lambda self: self.shots)
     @rule(which=strategies.integers(0, 100))
@@ -173,6 +282,7 @@ class Life(RuleBasedStateMachine):
             now = np.frombuffer(self.rig.engine.read(0, len(self.truth)), dtype=np.uint8)
             self.truth = np.where(self.unsure, now, self.truth)
         self.unsure[:] = False
+        assert self.rig.engine.own_limits == self.limits
 
     @invariant()
     def nothing_is_lost(self) -> None:
@@ -184,18 +294,29 @@ class Life(RuleBasedStateMachine):
         self._drop_displaced()
         for name, image in self.shots.items():
             assert self.rig.image(name) == image, name
+        for name, written in self.virtual.items():
+            device = self._overlay(name)
+            try:
+                assert read(device, 0, device.size) == written, name
+            finally:
+                device.close()
 
     def _drop_displaced(self) -> None:
-        """Snapshots go when a store is full, and those in memory with a restart; for no other reason."""
+        """Snapshots go when a store is full or a limit is reached, and those in memory with a restart; nothing else.
+
+        Protected ones are never deleted, and never pay for a limit.
+        """
         there = {snapshot.name: snapshot for snapshot in self.rig.engine.snapshots()}
         for name in list(self.shots):
             snapshot = there.get(name)
             if snapshot is None:
-                assert self.expires, name
-                del self.shots[name]
+                assert self.expires and name not in self.protected, name
+                self._forget(name)
             elif snapshot.state is SnapshotState.INVALID:
-                assert any(reason in snapshot.invalid_reason for reason in _FULL), snapshot.invalid_reason
+                reasons = _FULL if name in self.protected else (*_FULL, _OVER_LIMIT)
+                assert any(reason in snapshot.invalid_reason for reason in reasons), snapshot.invalid_reason
                 del self.shots[name]
+                self.virtual.pop(name, None)
 
     def teardown(self) -> None:
         try:
@@ -208,12 +329,14 @@ class Life(RuleBasedStateMachine):
     def _end(self) -> None:
         self.every_snapshot_is_what_it_was()
         for snapshot in self.rig.engine.snapshots():
+            self.runner.run(self.rig.engine.protect(snapshot.name, False))
             self.runner.run(self.rig.engine.delete(snapshot.name))
         self.runner.run(self.rig.engine.flush())
         assert [store.used_size for store in self.rig.stores.list()] == [0, 0]
         self.runner.run(self.rig.close())
 
 
+@pytest.mark.timeout(120 + 3 * _LIVES)
 def test_no_life_that_can_be_invented_loses_a_write_or_changes_a_snapshot() -> None:
     run_state_machine_as_test(
         hypothesis.seed(_SEED)(Life),
