@@ -7,7 +7,7 @@ import contextlib
 import os
 import signal
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import IO, Final
 
 from stillpoint.errors import StillpointError
@@ -32,7 +32,7 @@ async def run_hook(
     It has a process group of its own, which is killed when it ends, takes too long, or this call is cancelled.
     Raises HookFailed.
     """
-    with tempfile.TemporaryFile() as output:
+    with _output_file() as output:
         try:
             process = await asyncio.create_subprocess_exec(
                 *command,
@@ -57,6 +57,17 @@ async def run_hook(
         if code not in accepted:
             raise HookFailed(f"{command[0]} ended with exit code {code}{_said(output)}")
         return _tail(output)
+
+
+@contextlib.contextmanager
+def _output_file() -> Iterator[IO[bytes]]:
+    """Not a pipe: a command that says more than anybody reads must not wait."""
+    with contextlib.ExitStack() as stack:
+        try:
+            output = stack.enter_context(tempfile.TemporaryFile())
+        except OSError as error:
+            raise HookFailed(f"no room for what a command says: {error.strerror}") from None
+        yield output
 
 
 def _said(output: IO[bytes]) -> str:

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from email.message import EmailMessage
 from enum import Enum
+from http.client import HTTPException
 from pathlib import Path
 from typing import Final
 
@@ -103,7 +104,7 @@ class Notifier:
             try:
                 await asyncio.to_thread(way, notice)
                 return
-            except (OSError, smtplib.SMTPException) as error:
+            except (OSError, smtplib.SMTPException, HTTPException, ValueError) as error:
                 logger.warning("cannot notify by %s: %s", name, error)
         logger.error("nobody was told by %s: %s", name, notice.subject)
 

@@ -102,6 +102,8 @@ class Scheduler:
         schedule = self._named(label)
         if self._locks[label].locked():
             raise Refused(f"schedule {label} is running; wait for it")
+        if self._busy(schedule.config.volume):
+            raise Refused(f"a backup of volume {schedule.config.volume} is running; wait for it")
         async with self._locks[label]:
             return await self._run(schedule, report)
 
@@ -112,21 +114,29 @@ class Scheduler:
             raise NotFound(f"there is no schedule {label}; the backup node's configuration has them") from None
 
     async def _keep(self, schedule: Schedule) -> None:
-        label = schedule.label
         while True:
-            self._changed[label].clear()
-            now_ns = self._clock()
-            due = schedule.due(self._store.get(label), now_ns)
-            if due is not None and due.at_ns <= now_ns:
-                if self._busy(schedule.config.volume) or self._locks[label].locked():
-                    await asyncio.sleep(min(_BUSY_S, self._look_s))
-                    continue
-                async with self._locks[label]:
-                    with contextlib.suppress(StillpointError):  # noted and told
-                        await self._run(schedule, _ignore, retry=due.retry)
-            else:
-                wait_s = self._look_s if due is None else min(self._look_s, (due.at_ns - now_ns) / 1e9)
-                await self._wait(label, wait_s)
+            try:
+                await self._step(schedule)
+            except StillpointError:
+                continue  # noted and told
+            except Exception:  # a fault of ours must not silence this schedule, nor the others
+                logger.exception("schedule %s met an unexpected error", schedule.label)
+                await asyncio.sleep(self._look_s)
+
+    async def _step(self, schedule: Schedule) -> None:
+        """One run if it is due, or a wait."""
+        label = schedule.label
+        self._changed[label].clear()
+        now_ns = self._clock()
+        due = schedule.due(self._store.get(label), now_ns)
+        if due is None or due.at_ns > now_ns:
+            wait_s = self._look_s if due is None else min(self._look_s, (due.at_ns - now_ns) / 1e9)
+            await self._wait(label, wait_s)
+        elif self._busy(schedule.config.volume) or self._locks[label].locked():
+            await asyncio.sleep(min(_BUSY_S, self._look_s))
+        else:
+            async with self._locks[label]:
+                await self._run(schedule, _ignore, retry=due.retry)
 
     async def _wait(self, label: str, wait_s: float) -> None:
         with contextlib.suppress(TimeoutError):
@@ -150,9 +160,10 @@ class Scheduler:
             raise
         if record.alarm:
             warnings.append(record.alarm)
+        # First, because the backup is there, whatever becomes of the test.
+        self._note(label, self._store.get(label).succeeded(self._clock(), record.id))
         if schedule.config.restore_test:
             warnings += await self._tested(record)
-        self._note(label, self._store.get(label).succeeded(self._clock(), record.id))
         await self._tell(schedule, started_ns, warnings, backup=record.id)
         return record
 

@@ -188,6 +188,8 @@ def test_a_schedule_waits_for_a_backup_that_somebody_else_began(tmp_path: Path) 
         async with desk.running() as scheduler:
             by_hand = asyncio.create_task(desk.bench.puller.run("vol1", report=ignore))
             await asyncio.sleep(0.05)
+            with pytest.raises(Refused, match="a backup of volume vol1 is running"):
+                await scheduler.run_now("vol1", ignore)
             desk.now_ns = ns("2026-03-28T02:00")
             await by_hand
             desk.bench.standby.delay_s = 0.2
@@ -260,6 +262,38 @@ def test_each_backup_is_put_to_the_test_if_asked_and_a_failed_one_is_told(tmp_pa
             assert "no file system" in posted[-1]["warnings"][0]
 
         with_desk(tmp_path, body, restore_test=True, notify=NotifyConfig(webhook=url))
+
+
+def test_a_stop_during_the_restore_test_leaves_a_backup_that_succeeded(tmp_path: Path) -> None:
+    async def body(desk: Desk) -> None:
+        desk.test_command = ("/bin/sleep", "60")
+        async with desk.running():
+            desk.now_ns = ns("2026-03-28T02:00")
+            await desk.until(lambda: desk.state.success_ns > 0)
+        async with desk.running():
+            assert not desk.state.failures and not desk.state.running
+            assert await desk.ids() == [desk.state.backup]
+
+    with_desk(tmp_path, body, restore_test=True)
+
+
+def test_an_unexpected_error_silences_no_schedule(tmp_path: Path) -> None:
+    async def body(desk: Desk) -> None:
+        busy = desk.bench.puller.is_running
+        faults = [TypeError("a bug")]
+
+        def faulty(volume: str) -> bool:
+            if faults:
+                raise faults.pop()
+            return busy(volume)
+
+        desk.bench.puller.is_running = faulty  # type: ignore[method-assign]
+        async with desk.running():
+            desk.now_ns = ns("2026-03-28T02:00")
+            await desk.until(lambda: desk.state.success_ns > 0)
+        assert not faults
+
+    with_desk(tmp_path, body)
 
 
 def test_a_stop_of_the_node_still_thaws(tmp_path: Path) -> None:
@@ -359,6 +393,22 @@ def test_nobody_listening_is_logged_and_raises_nothing(caplog: pytest.LogCapture
     config = NotifyConfig(webhook="http://127.0.0.1:1/x", mail=MailConfig(("a@b",), host="127.0.0.1", port=1))
     asyncio.run(Notifier(config, pause_s=0.01).tell(FAILED))
     assert "nobody was told by webhook" in caplog.text and "nobody was told by mail" in caplog.text
+
+
+def test_a_webhook_that_speaks_nonsense_is_logged_and_raises_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    async def main() -> None:
+        async def babble(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            writer.write(b"this is no HTTP at all\r\n\r\n")
+            writer.close()
+
+        server = await asyncio.start_server(babble, "127.0.0.1", 0)
+        port = server.sockets[0].getsockname()[1]
+        await Notifier(NotifyConfig(webhook=f"http://127.0.0.1:{port}/"), pause_s=0.01).tell(FAILED)
+        server.close()
+        await server.wait_closed()
+
+    asyncio.run(main())
+    assert "nobody was told by webhook" in caplog.text
 
 
 def test_a_failure_is_mailed() -> None:
