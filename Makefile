@@ -28,7 +28,7 @@ check: $(INSTALLED) ## style, types, boundaries and the quick tests: before each
 	$(BIN)/lint-imports
 	$(BIN)/pytest -q tests/unit tests/conformance tests/golden
 
-torture: $(INSTALLED) ## random lives of the snapshot engine for SECONDS=300, from a seed of its own or SEED=N
+torture: $(INSTALLED) ## random lives of snapshots, copies and failovers for SECONDS=300, from a seed of its own or SEED=N
 	$(BIN)/python -m tests.simulation.torture --seconds $(or $(SECONDS),300) $(if $(SEED),--seed $(SEED))
 
 fuzz: $(INSTALLED) ## search for input that breaks a parser, led by coverage, for SECONDS=300: PARSER="nbd replies"

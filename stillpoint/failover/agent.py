@@ -111,7 +111,7 @@ class DataNode:
     def _take(self, report: VolumeReport) -> None:
         volume = self._volumes.get(report.volume)
         if volume is None:
-            member = Member(self._config.node, self._lease, started_s=self._started_s)
+            member = Member(self._config.node, self._lease, report.copy, started_s=self._started_s)
             volume = self._volumes[report.volume] = Volume(report.volume, member)
         volume.serving = report.serving
         volume.member.copy = report.copy

@@ -43,9 +43,9 @@ class CopyState:
     first: it serves a volume that etcd does not know yet.
     """
 
-    promotable: bool = False
-    epoch: int = 0
-    first: bool = False
+    promotable: bool
+    epoch: int
+    first: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,10 +59,11 @@ class Readiness:
 
 
 class Member:
-    def __init__(self, node: str, lease: Lease, *, started_s: float) -> None:
+    def __init__(self, node: str, lease: Lease, copy: CopyState, *, started_s: float) -> None:
+        """copy: as the data node says it is now; without it not even a pledge could be judged."""
         self.node = node
         self.part = Part.STANDBY
-        self.copy = CopyState()
+        self.copy = copy
         self.epoch = 0  # of the primary that this node is
         self.observed = Observed()
         self._lease = lease

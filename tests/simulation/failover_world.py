@@ -133,8 +133,10 @@ class Node:
         """A start of both processes: only what is durable is left."""
         self.life += 1
         self.lease = self.world.lease.Lease(self.world.lease.LeaseTimes(**TIMES))
-        self.member = self.world.member.Member(self.name, self.lease, started_s=self.clock())
-        self.member.copy.first = self.index == 0
+        copy = self.world.member.CopyState(
+            promotable=self.whole, epoch=max(self.state.fence.epoch, 1), first=self.index == 0
+        )
+        self.member = self.world.member.Member(self.name, self.lease, copy, started_s=self.clock())
         self.sessions: dict[str, Session] = {}
         self.handshaking: dict[str, float] = {}
         self.pending: list[Pending] = []

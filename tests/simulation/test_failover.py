@@ -14,7 +14,7 @@ import stillpoint.failover
 from tests.simulation.failover_world import Violation, World
 from tests.support.mutants import Mutant, imported
 
-_RUNS = int(os.environ.get("FAILOVER_RUNS", "700"))
+_RUNS = int(os.environ.get("FAILOVER_RUNS", "1000"))
 _SEED = int(os.environ.get("FAILOVER_SEED", "0"))
 _MUTANT_RUNS_MAX = 1500
 

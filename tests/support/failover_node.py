@@ -22,7 +22,7 @@ from stillpoint.failover.node_link import AgentLink
 class Node:
     def __init__(self, volume: UUID) -> None:
         self.volume = volume
-        self.copy = CopyState()
+        self.copy = CopyState(promotable=False, epoch=0, first=False)
         self.lost: tuple[str, ...] = ()
         self.ready: dict[str, Readiness] = {}
         self.hangs = False

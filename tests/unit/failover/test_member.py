@@ -17,9 +17,7 @@ LATE_S = 100.0
 def _member(name: str = "b", *, first: bool = False) -> Member:
     lease = Lease(TIMES)
     lease.granted(7, sent_s=LATE_S, ttl_s=10)
-    member = Member(name, lease, started_s=0)
-    member.copy = CopyState(promotable=True, epoch=4, first=first)
-    return member
+    return Member(name, lease, CopyState(promotable=True, epoch=4, first=first), started_s=0)
 
 
 def _primary() -> Member:
