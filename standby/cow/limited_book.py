@@ -59,9 +59,9 @@ class LimitedBook(SnapshotBook):
 
     async def _expire_surplus(self) -> None:
         async with self._ending, self._lock:
-            for generation in self._surplus():
-                if not await self._expire(generation):
-                    break
+            # Asked again each time: while one goes, another may be protected.
+            while (surplus := self._surplus()) and await self._expire(surplus[0]):
+                pass
 
     def _surplus(self, more: int = 0) -> Sequence[int]:
         """What would have to go, oldest first, if there were `more` snapshots; nothing unless they expire."""
