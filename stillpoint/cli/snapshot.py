@@ -316,8 +316,8 @@ async def rollback(invocation: Invocation, identity: SnapshotId, force: bool, ye
 async def export(invocation: Invocation, identity: SnapshotId, writable: bool) -> None:
     """Tell where a snapshot is served, and make it writable.
 
-    What is written is kept with the snapshot until that is deleted. It is seen there over NBD and nowhere else: not in
-    the volume, in other snapshots or in backups.
+    What is written is kept with the snapshot until that is deleted. It is seen there and nowhere else: not in the
+    volume, in other snapshots or in backups.
 
     \b
     Example: standbyctl snapshot export vol1@before-upgrade --writable
