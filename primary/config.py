@@ -41,12 +41,15 @@ class Limits:
     async_queue_bytes: int = 32 << 20  # per volume: what an asynchronous volume may owe its standby
     # Of 4 MiB, per volume: these and an eighth more are dirty after a power loss. 0: everything is.
     hot_extents: int = CAPACITY_DEFAULT
+    spin_us: int = 100  # how long to look for a lone write's acknowledgement before sleeping, if that pays; 0: never
     parallel_resyncs: int = 2  # volumes; the others wait for their turn, their mirrors as they were
     resync_rate: int = 0  # bytes a second of all resyncs together, at most; 0: no limit
 
     def __post_init__(self) -> None:
         if self.hot_extents and not CAPACITY_MIN <= self.hot_extents <= CAPACITY_MAX:
             raise InvalidRequest(f"limits: hot_extents must be 0, or from {CAPACITY_MIN} to {CAPACITY_MAX}")
+        if not 0 <= self.spin_us <= 1000:
+            raise InvalidRequest("limits: spin_us must be from 0 to 1000")
         if self.parallel_resyncs < 1 or self.resync_rate < 0:
             raise InvalidRequest("limits: parallel_resyncs must be above 0, and resync_rate not below")
 

@@ -46,6 +46,7 @@ from .hot_extents import EXTENT_SHIFT, USED, HotExtents
 from .requests import PartedReplier, Request, answer
 from .rescue import ReadRescue, Watched
 from .sender import Sender
+from .spin import Spin
 from .write_intent import WriteIntent
 
 logger = logging.getLogger(__name__)
@@ -94,11 +95,13 @@ class MirroredDevice:
         on_standby_loss: LossPolicy = LossPolicy.CONTINUE,
         congestion: CongestionPolicy = CongestionPolicy.BLOCK,
         intent: WriteIntent | None = None,
+        spin: Spin | None = None,
         async_queue_bytes: int = 32 << 20,
         congested: Callable[[], bool] | None = None,
     ) -> None:
         """maps: one for each standby that the volume has, whether or not it is attached.
         intent: notes which extents are written to, for all maps; None: a power loss makes everything dirty.
+        spin: of the node; None: acknowledgements come by the loop.
         congested: the device holds as much in memory as it may: a write is answered after a flush. None: it never is.
         """
         self.name = name
@@ -112,6 +115,7 @@ class MirroredDevice:
         self._device = device
         self._maps = tuple(maps)
         self._intent = intent
+        self._spin = spin
         self._hot = HotExtents(device.size).states if intent is None else intent.extents.states
         if intent is not None:
             intent.released = self.end_batch
@@ -307,6 +311,16 @@ class MirroredDevice:
             self._detach_congested()
         if self._intent is not None:
             self._intent.batch_ended()
+        if self._spin is not None and len(self._standbys) == 1:
+            self._look_for_answer(self._standbys[0], self._spin)
+
+    def _look_for_answer(self, standby: AttachedStandby, spin: Spin) -> None:
+        pending = standby.pending
+        if len(pending) != 1:
+            if pending:
+                spin.crowded()
+        elif spin.pays(pending[0][1].replier):
+            spin.done(came=standby.sender.poll(spin.limit_s))
 
     def _fail(self, reason: str) -> None:
         """For an operator; requests report their own errors."""

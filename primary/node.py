@@ -39,6 +39,7 @@ from .mirrored_device import AckMode, MirroredDevice
 from .quiesce import Quiescer
 from .record import VolumeRecord
 from .resync_limits import ResyncLimits
+from .spin import Spin, no_processor_is_free
 from .standby_client import StandbyClient
 from .volume import Volume, open_map
 
@@ -96,6 +97,7 @@ class PrimaryNode:
         self._copies = copies
         self._listens_at_once = listens_at_once
         limits = config.limits
+        self._spin = Spin(limits.spin_us / 1e6, crowded_machine=no_processor_is_free)
         self._resync_limits = ResyncLimits(rate=limits.resync_rate, parallel_max=limits.parallel_resyncs)
         self._exports: dict[str, MirroredDevice] = {}
         self._former = FormerVolumes(self._folder)
@@ -170,6 +172,7 @@ class PrimaryNode:
             self.standby,
             self._executor,
             self._resync_limits,
+            self._spin,
             superseded=lambda why: self.superseded(name, why),
             congested=(lambda: live.congested) if live is not None else None,
         )

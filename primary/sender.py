@@ -158,6 +158,10 @@ class Sender:
             self._batches.append((self._sequence, self._sent_bytes, self._loop.time()))
         self._link.flush()
 
+    def poll(self, limit_s: float) -> bool:
+        """Look for acknowledgements for at most `limit_s`, blocking the loop. True: something came."""
+        return self._link is not None and self._link.poll(limit_s)
+
     @property
     def in_flight_bytes(self) -> int:
         return self._sent_bytes - self._applied_bytes

@@ -25,6 +25,7 @@ from .mirrored_device import AckMode, CongestionPolicy, MirroredDevice
 from .pair import Pair
 from .record import VolumeRecord
 from .resync_limits import ResyncLimits
+from .spin import Spin
 from .standby_client import StandbyClient
 from .write_intent import open_write_intent
 
@@ -46,6 +47,7 @@ class Volume:
         standby: StandbyClient,
         executor: Executor,
         resync_limits: ResyncLimits,
+        spin: Spin,
         *,
         superseded: Callable[[str], None],
         congested: Callable[[], bool] | None = None,
@@ -80,6 +82,7 @@ class Volume:
             on_standby_loss=LossPolicy(record.on_standby_loss),
             congestion=CongestionPolicy(record.congestion),
             intent=self.intent,
+            spin=spin,
             async_queue_bytes=config.limits.async_queue_bytes,
             congested=congested,
         )

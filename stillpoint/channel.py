@@ -20,6 +20,7 @@ import asyncio
 import socket
 from collections import deque
 from collections.abc import Callable
+from time import perf_counter
 from typing import Protocol
 
 from .errors import ProtocolError
@@ -200,6 +201,34 @@ class Channel:
         # uvloop reports a reset that comes together with data once, and then never again: only a socket that said it
         # is empty may be left to the loop.
         self._loop.call_soon(self._read_on)
+
+    def poll(self, limit_s: float) -> bool:
+        """Look for bytes again and again instead of waiting for the loop, and show what comes first.
+
+        Blocks the loop, for at most `limit_s`. True: something came. Not for use inside this channel's `received`.
+        """
+        if self._paused or self._dead or self._closing or self._fill_view is not None or not self._make_room():
+            return False
+        assert not self._in_received
+        target = self._view[self._end :]
+        deadline = perf_counter() + limit_s
+        while True:
+            try:
+                count = self._recv_into(target)
+                break
+            except (BlockingIOError, InterruptedError):
+                if perf_counter() > deadline:
+                    return False
+            except OSError as error:
+                self._end_with(error)
+                return True
+        if count:
+            self._end += count
+            self._show()
+            self._loop.call_soon(self._read_on)  # as after every reception that did not empty the socket
+        else:
+            self._end_with(None)
+        return True
 
     def _read_on(self) -> None:
         if self._reading:

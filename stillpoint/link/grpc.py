@@ -69,6 +69,9 @@ class GrpcLink:
         if self.congested:
             self._was_congested = True
 
+    def poll(self, limit_s: float) -> bool:
+        return False  # gRPC needs the loop
+
     def pause_reading(self) -> None:
         self._may_read.clear()
 

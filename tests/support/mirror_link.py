@@ -70,6 +70,9 @@ class MirrorLink:
         if len(data) and not self.slow:
             self._loop.call_soon(self.acknowledge)
 
+    def poll(self, limit_s: float) -> bool:
+        return False
+
     def pause_reading(self) -> None: ...
 
     def resume_reading(self) -> None: ...

@@ -313,3 +313,30 @@ def test_a_reset_right_behind_data_ends_the_channel(run: Callable[..., object]) 
         assert bytes(receiver.data) in (b"", b"half a message")
 
     run(main())
+
+
+@pytest.mark.usefixtures("connect")
+def test_looking_for_bytes_shows_them_without_the_loop_and_gives_up_in_time(run: Callable[..., object]) -> None:
+    async def main() -> None:
+        sender, _, receiver, received = pair()
+        for _ in range(5):
+            await asyncio.sleep(0.01)
+            assert not receiver.poll(0.001)
+            sender.send(b"whole")
+            sender.flush()
+            assert receiver.poll(5)
+        assert bytes(received.data) == b"whole" * 5
+        sender.send_owned(b"x" * 1_000_000)
+        sender.flush()
+        assert receiver.poll(5)
+        async with asyncio.timeout(10):  # what was not looked for comes by the loop
+            while len(received.data) < 1_000_025:
+                await asyncio.sleep(0.001)
+        sender.abort()
+        async with asyncio.timeout(10):
+            while not receiver.is_closed:
+                receiver.poll(0.001)
+                await asyncio.sleep(0.001)
+            await received.end
+
+    run(main())
