@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from concurrent.futures import Executor
 from typing import Final
 
@@ -21,6 +22,7 @@ from .jobs import Jobs
 from .maintenance import Maintenance
 from .messages import backup_message, progress_message
 from .notify import Notifier
+from .problems import find_problems
 from .progress import Progress, Report
 from .puller import Puller
 from .reading_calls import ReadingCalls
@@ -104,6 +106,12 @@ class BackupService(CatalogCalls, ReadingCalls, ScheduleCalls, backup_pb2_grpc.B
             standby_address=self._standby_address,
             nbd_address=self._nbd_address,
             running=self._puller.running,
+            problems=find_problems(
+                listing,
+                self.scheduler.statuses(),
+                damaged_blobs=self._repository.quarantined_count,
+                now_ns=time.time_ns(),
+            ),
         )
 
     async def _back_up(self, volume: str, *, snapshot: str = "", full: bool, report: Report) -> BackupRecord:

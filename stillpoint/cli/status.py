@@ -142,6 +142,8 @@ def find_problems(state: ClusterState, only: str | None = None) -> list[str]:
             problems.append(f"store {store.name}: {store.failure}")
         elif store.warning_percent >= _STORE_PROBLEM_PERCENT:
             problems.append(_filling(store))
+    if state.backup and only is None:
+        problems += state.backup.problems
     return problems
 
 

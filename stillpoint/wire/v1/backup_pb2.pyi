@@ -316,7 +316,7 @@ class PauseScheduleRequest(_message.Message):
     def __init__(self, name: _Optional[str] = ..., paused: bool = ...) -> None: ...
 
 class BackupStatus(_message.Message):
-    __slots__ = ("info", "repository", "repository_bytes", "backup_count", "standby_address", "nbd_address", "running")
+    __slots__ = ("info", "repository", "repository_bytes", "backup_count", "standby_address", "nbd_address", "running", "problems")
     INFO_FIELD_NUMBER: _ClassVar[int]
     REPOSITORY_FIELD_NUMBER: _ClassVar[int]
     REPOSITORY_BYTES_FIELD_NUMBER: _ClassVar[int]
@@ -324,6 +324,7 @@ class BackupStatus(_message.Message):
     STANDBY_ADDRESS_FIELD_NUMBER: _ClassVar[int]
     NBD_ADDRESS_FIELD_NUMBER: _ClassVar[int]
     RUNNING_FIELD_NUMBER: _ClassVar[int]
+    PROBLEMS_FIELD_NUMBER: _ClassVar[int]
     info: _common_pb2.NodeInfo
     repository: str
     repository_bytes: int
@@ -331,4 +332,5 @@ class BackupStatus(_message.Message):
     standby_address: str
     nbd_address: str
     running: int
-    def __init__(self, info: _Optional[_Union[_common_pb2.NodeInfo, _Mapping]] = ..., repository: _Optional[str] = ..., repository_bytes: _Optional[int] = ..., backup_count: _Optional[int] = ..., standby_address: _Optional[str] = ..., nbd_address: _Optional[str] = ..., running: _Optional[int] = ...) -> None: ...
+    problems: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, info: _Optional[_Union[_common_pb2.NodeInfo, _Mapping]] = ..., repository: _Optional[str] = ..., repository_bytes: _Optional[int] = ..., backup_count: _Optional[int] = ..., standby_address: _Optional[str] = ..., nbd_address: _Optional[str] = ..., running: _Optional[int] = ..., problems: _Optional[_Iterable[str]] = ...) -> None: ...

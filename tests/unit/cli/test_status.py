@@ -55,6 +55,13 @@ def test_a_syncing_pair_is_a_problem_with_the_time_left() -> None:
     assert problem == "a is NOT IN SYNC, syncing, 100 MiB to go, 50 MiB/s, 2.0 s left"
 
 
+def test_what_the_backup_node_has_trouble_with_is_a_problem_of_the_whole_cluster() -> None:
+    state = healthy(a=IN_SYNC)
+    state.backup = backup_pb2.BackupStatus(problems=["schedule a: the last run failed: no standby"])
+    assert find_problems(state) == ["schedule a: the last run failed: no standby"]
+    assert find_problems(state, "a") == []
+
+
 def test_a_pair_of_unknown_state_is_not_healthy() -> None:
     assert find_problems(healthy(a=primary_pb2.Pair()))
 
