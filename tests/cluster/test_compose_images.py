@@ -1,10 +1,15 @@
 """Three containers of the real image: the main job over real networks, and the compose file as it is shipped."""
 
+from __future__ import annotations
+
+import asyncio
+import itertools
 import json
 import os
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -14,6 +19,7 @@ from typing import Any
 import pytest
 
 from stillpoint.cli.health import what_is_wrong
+from stillpoint.nbd.client import NbdClient
 from stillpoint.security.roles import Role
 from tests.support.docker import (
     CERTIFICATES,
@@ -30,6 +36,8 @@ pytestmark = [requires_docker, requires_tools("nbdcopy"), pytest.mark.slow, pyte
 
 VOLUME_SIZE = 24 << 20
 READY_TIMEOUT_S = 60
+BLOCK_SIZE = 4096
+LANES = 8
 
 
 @pytest.fixture(scope="module")
@@ -83,6 +91,47 @@ def test_three_containers_mirror_snapshot_back_up_and_restore(cluster: Container
     )
     with cluster.logs_on_failure():
         _do_the_main_job(operator, tmp_path)
+
+
+def test_a_cut_data_link_costs_no_acknowledged_write_and_status_tells_the_truth(
+    cluster: ContainerCluster, tmp_path: Path
+) -> None:
+    cluster_file = tmp_path / "cluster.yaml"
+    cluster_file.write_text(cluster.cluster_file())
+    operator = Operator(
+        cluster_file,
+        primary_nbd=f"nbds://127.0.0.1:{cluster.published_port('primary', 10809)}",
+        standby_nbd=f"nbds://127.0.0.1:{cluster.published_port('standby', 10810)}",
+        certificates=cluster.pki.issue(Role.CLIENT),
+    )
+    operator.standbyctl("volume", "create", "cut", "--size", "16MiB")
+
+    def is_in_sync() -> bool:
+        return any(
+            volume["name"] == "cut" and volume["pair"]["state"] == "in_sync"
+            for volume in operator.standbyctl("volume", "list")
+        )
+
+    with cluster.logs_on_failure():
+        _wait_for("the volume to be in sync", is_in_sync)
+        with _Load(operator.volume("cut")) as load:
+            load.wait_for_more()
+            cluster.cut("primary", "datalink")
+            try:
+                _wait_for("the cut to be told", lambda: not is_in_sync())
+                load.wait_for_more()  # the clients go on meanwhile
+                assert not is_in_sync()
+            finally:
+                cluster.heal("primary", "datalink")
+            _wait_for("the mirror to catch up under load", is_in_sync)
+            load.wait_for_more()
+        operator.standbyctl("snapshot", "create", "cut", "--name", "after")
+        mirrored = tmp_path / "mirrored.raw"
+        _nbdcopy(operator.snapshot("cut@after"), mirrored)
+    content = mirrored.read_bytes()
+    for block, number in load.acknowledged.items():
+        stored = int.from_bytes(content[block * BLOCK_SIZE : block * BLOCK_SIZE + 8], "big")
+        assert stored == number, f"block {block} holds write {stored}; write {number} was acknowledged"
 
 
 def test_backup_node_reaches_the_standby_and_never_the_primary(cluster: ContainerCluster) -> None:
@@ -187,3 +236,49 @@ def _wait_for(what: str, is_so: Callable[[], bool]) -> None:
 def _free_port() -> int:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         return int(listener.getsockname()[1])
+
+
+class _Load:
+    """Numbered writes over NBD, several at a time, without a pause. `acknowledged`: the last one of each block."""
+
+    def __init__(self, uri: str) -> None:
+        self.acknowledged: dict[int, int] = {}
+        self._uri = uri
+        self._count = 0
+        self._failure: Exception | None = None
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=lambda: asyncio.run(self._run()))
+
+    def __enter__(self) -> _Load:
+        self._thread.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        self._stop.set()
+        self._thread.join()
+        if error is None:
+            assert self._failure is None, self._failure
+
+    def wait_for_more(self) -> None:
+        wanted = self._count + 500
+        _wait_for("more writes to be answered", lambda: self._count >= wanted or self._failure is not None)
+        assert self._failure is None, self._failure
+
+    async def _run(self) -> None:
+        try:
+            async with await NbdClient.connect(self._uri) as client:
+                async with asyncio.TaskGroup() as group:
+                    for lane in range(LANES):
+                        group.create_task(self._write(client, lane))
+        except Exception as error:  # noqa: BLE001 - whatever it was, the test tells
+            self._failure = error
+
+    async def _write(self, client: NbdClient, lane: int) -> None:
+        """Each lane has blocks of its own, so that its last answered write of a block is the last of all."""
+        for number in itertools.count(1):
+            if self._stop.is_set():
+                return
+            block = lane + LANES * (number % 200)
+            await client.write(block * BLOCK_SIZE, number.to_bytes(8, "big") + bytes(BLOCK_SIZE - 8))
+            self.acknowledged[block] = number
+            self._count += 1

@@ -69,6 +69,7 @@ def built_image() -> Iterator[str]:
 class ContainerCluster:
     nodes: dict[str, DockerContainer]
     pki: TestPki
+    networks: dict[str, Network]
 
     def cluster_file(self) -> str:
         """What standbyctl on the host needs, as YAML."""
@@ -81,6 +82,16 @@ class ContainerCluster:
 
     def published_port(self, node: str, port: int) -> int:
         return self.nodes[node].get_exposed_port(port)
+
+    def cut(self, node: str, network: str) -> None:
+        """Pull the node's plug of that network."""
+        _run(["docker", "network", "disconnect", self.networks[network].name, self.nodes[node].get_container_id()])
+
+    def heal(self, node: str, network: str) -> None:
+        """Put it back."""
+        names = [option for name in (node, *NETWORKS[node][network]) for option in ("--alias", name)]
+        identity = self.nodes[node].get_container_id()
+        _run(["docker", "network", "connect", *names, self.networks[network].name, identity])
 
     def addresses(self, node: str) -> list[str]:
         """The node's IP address on each of its networks."""
@@ -110,7 +121,7 @@ def container_cluster(image: str, folder: Path) -> Iterator[ContainerCluster]:
             for name in ("front", "datalink", "backup")
         }
         nodes = {node: stack.enter_context(_container(node, image, networks, pki)) for node in PORTS}
-        yield ContainerCluster(nodes, pki)
+        yield ContainerCluster(nodes, pki, networks)
 
 
 @contextlib.contextmanager
