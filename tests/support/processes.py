@@ -28,21 +28,22 @@ def wait_until(condition: Callable[[], bool], what: str, *, timeout_s: float = 1
 class Footprint:
     """Memory and descriptors of a process at one time."""
 
+    name: str
     pid: int
     resident_bytes: int
     descriptors: int
 
     @classmethod
-    def of(cls, pid: int) -> Footprint:
-        return cls(pid, resident_bytes(pid), descriptor_count(pid))
+    def of(cls, name: str, pid: int) -> Footprint:
+        return cls(name, pid, resident_bytes(pid), descriptor_count(pid))
 
     def assert_back(self, *, growth_bytes: int, descriptors: int = 4) -> None:
         """The process still runs, and holds no more than before, give or take."""
         wait_until(
             lambda: descriptor_count(self.pid) <= self.descriptors + descriptors,
-            f"process {self.pid} is back at {self.descriptors} descriptors",
+            f"the {self.name} is back at {self.descriptors} descriptors",
         )
         wait_until(
             lambda: resident_bytes(self.pid) <= self.resident_bytes + growth_bytes,
-            f"process {self.pid} is back at {self.resident_bytes >> 20} MiB, give or take {growth_bytes >> 20}",
+            f"the {self.name} is back at {self.resident_bytes >> 20} MiB, give or take {growth_bytes >> 20}",
         )
