@@ -51,6 +51,11 @@ class TestPki:
         """Of our authority, for clients and servers, but no word of who it is."""
         return self._odd(None, usages=[SERVER_USAGE, CLIENT_USAGE])
 
+    def dressed_up(self) -> Path:
+        """A client's, with a DNS name that looks like an admin's URI."""
+        names = [*alternative_names(Identity(Role.CLIENT, "fox"), ()), x509.DNSName("stillpoint:admin:wolf")]
+        return self._odd(Role.CLIENT, names=names)
+
     def of_other_authority(self, role: Role) -> Path:
         """As another authority of the same name issues it; the holder itself trusts ours."""
         self._count += 1
@@ -64,17 +69,18 @@ class TestPki:
         usages: Sequence[x509.ObjectIdentifier] | None = None,
         ended_ago: datetime.timedelta = -_DAY,
         authority: Authority | None = None,
+        names: Sequence[x509.GeneralName] | None = None,
     ) -> Path:
         self._count += 1
         folder = self.folder / f"odd{self._count}"
         folder.mkdir()
         key = ec.generate_private_key(ec.SECP256R1())
-        names = alternative_names(Identity(role or Role.DATA, "odd"), LOOPBACK)
+        honest = alternative_names(Identity(role or Role.DATA, "odd"), LOOPBACK)
         now = datetime.datetime.now(datetime.UTC)
         certificate = (authority or self.authority).sign(
             key.public_key(),
             "odd",
-            names if role is not None else names[1:],
+            names or (honest if role is not None else honest[1:]),
             usages=usages if usages is not None else usages_of(role or Role.DATA),
             not_before=now - 2 * _DAY,
             not_after=now - ended_ago,

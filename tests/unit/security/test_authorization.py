@@ -159,6 +159,21 @@ def holders(pki: TestPki) -> dict[str, Credentials]:
     return {role.value: pki.credentials(role) for role in Role} | {"nobody": Credentials(pki.without_role())}
 
 
+def test_a_role_in_a_dns_name_counts_for_nothing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    pki = TestPki(tmp_path)
+
+    async def story() -> str:
+        server = await serve_grpc(Address("127.0.0.1", 0), lambda _: None, [], pki.credentials(Role.DATA))
+        async with open_channel(Address("127.0.0.1", server.address.port), Credentials(pki.dressed_up())) as channel:
+            found = await outcome(channel, "/grpc.health.v1.Health/Check")
+        await server.stop(grace_s=0)
+        return found
+
+    with caplog.at_level(logging.WARNING):
+        assert asyncio.run(story()) == "PERMISSION_DENIED"
+    assert caplog.records[-1].__dict__["identity"] == "client:fox"
+
+
 def test_health_answers_nodes_and_operators_alone(tmp_path: Path) -> None:
     pki = TestPki(tmp_path)
 
