@@ -50,6 +50,7 @@ async def check(
     """
     loop = asyncio.get_running_loop()
     result = CheckReport()
+    repository.storage.forget_read()
     for name, count in (await loop.run_in_executor(repository.packs.thread, repository.packs.lose_gone)).items():
         result.damaged_packs.append(name)
         result.lost_blobs += count

@@ -112,6 +112,9 @@ class DirectoryStorage:
     def exists(self, name: str) -> bool:
         return (self._root / name).exists()
 
+    def forget_read(self) -> None:
+        """Nothing is remembered."""
+
     def read(self, name: str, *, offset: int = 0, length: int | None = None) -> bytes:
         path = self._root / name
         with system_errors("reading it", path):

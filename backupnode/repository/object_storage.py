@@ -4,6 +4,7 @@ Invariants:
 - An object is made by one PUT, so it is absent or whole; packs are therefore held in memory until they are complete.
 - `create` is a PUT with `If-None-Match: *`. The service must honour it; `make` finds out before anything relies on it.
 - One node at a time changes anything: see `lease.py`. A commit whose lease was lost meanwhile is taken back.
+- While this one is that node, it remembers the small objects it has read or written, until a check asks for them anew.
 """
 
 from __future__ import annotations
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
 
 SCHEME: Final = "s3://"
 _LEASE: Final = "writer"
+# Read again and again, a few KiB each.
+_SMALL: Final = ("manifests/", "notes/")
 _PROBE: Final = ".probe-"
 _RETRIES_MAX: Final = 6
 _RETRY_TIMEOUT: Final = timedelta(seconds=60)
@@ -86,6 +89,8 @@ class ObjectStorage:
         self._store = store
         self._lease_pace = lease_pace
         self._lease: Lease | None = None
+        self._remembered: dict[str, bytes] = {}
+        self._turn = 0  # of changes
 
     @classmethod
     def connect(cls, url: str, config: S3Config, *, lease_pace: float = 1.0) -> ObjectStorage:
@@ -140,7 +145,34 @@ class ObjectStorage:
             return False
         return True
 
+    def forget_read(self) -> None:
+        self._remembered.clear()
+
     def read(self, name: str, *, offset: int = 0, length: int | None = None) -> bytes:
+        if offset or length is not None or not self._remembers(name):
+            return self._read(name, offset=offset, length=length)
+        data, turn = self._remembered.get(name), self._turn
+        if data is None:
+            data = self._read(name, offset=0, length=None)
+            # Not what another thread replaced meanwhile.
+            if turn == self._turn:
+                self._remembered[name] = data
+        return data
+
+    @contextlib.contextmanager
+    def _changing(self, name: str) -> Iterator[None]:
+        """What is read from before this until after it is not remembered."""
+        self._turn += 1
+        try:
+            yield
+        finally:
+            self._turn += 1
+            self._remembered.pop(name, None)
+
+    def _remembers(self, name: str) -> bool:
+        return self._lease is not None and name.startswith(_SMALL)
+
+    def _read(self, name: str, *, offset: int, length: int | None) -> bytes:
         import obstore
 
         wanted: Any = {"offset": offset} if length is None else (offset, offset + length)
@@ -179,7 +211,7 @@ class ObjectStorage:
                 return
             except AlreadyExists:
                 # Of a request that was sent again because no answer came, the first may have made it.
-                if self.read(name) != data:
+                if self._read(name, offset=0, length=None) != data:
                     raise
                 return
             except DeviceError:
@@ -190,13 +222,14 @@ class ObjectStorage:
 
     def replace(self, name: str, data: bytes) -> None:
         self._check_lease()
-        with self._errors("writing it", name):
+        with self._changing(name), self._errors("writing it", name):
             self._put(name, data)
 
     def delete(self, name: str) -> None:
         self._check_lease()
         self.size(name)  # deleting what is not there is no error there
-        self._remove(name)
+        with self._changing(name):
+            self._remove(name)
 
     def upload(self, folder: str, *, name: str = "") -> _BufferedUpload | _StreamedUpload:
         return _StreamedUpload(self, name) if name else _BufferedUpload(self)

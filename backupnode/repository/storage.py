@@ -75,6 +75,10 @@ class Storage(Protocol):
 
     def exists(self, name: str) -> bool: ...
 
+    def forget_read(self) -> None:
+        """Whoever has locked it may be given what it read before; from now on everything is read anew."""
+        ...
+
     def read(self, name: str, *, offset: int = 0, length: int | None = None) -> bytes:
         """`length` bytes, fewer at the end of the object; None: all. Raises NotFound."""
         ...

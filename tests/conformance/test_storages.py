@@ -266,6 +266,28 @@ def test_a_place_whose_owner_stays_silent_is_taken_over_and_the_owner_is_fenced(
     other.close()
 
 
+def test_small_objects_are_read_once_until_a_check_asks_for_them_anew(bucket: str, service: str) -> None:
+    storage, somebody = bucket_storage(service, bucket), bucket_storage(service, bucket)
+    storage.create("manifests/one", b"first")
+    storage.create("packs/one", b"first")
+    assert storage.read("manifests/one") == b"first"
+    somebody.replace("manifests/one", b"second")
+    assert storage.read("manifests/one") == b"second", "without the lease nothing is remembered"
+    storage.lock("node 1")
+    assert storage.read("manifests/one") == b"second" and storage.read("packs/one") == b"first"
+    somebody.replace("manifests/one", b"third")
+    somebody.replace("packs/one", b"third")
+    assert storage.read("manifests/one") == b"second" and storage.read("packs/one") == b"third"
+    storage.forget_read()
+    assert storage.read("manifests/one") == b"third"
+    storage.replace("manifests/one", b"fourth")
+    assert storage.read("manifests/one") == b"fourth"
+    storage.delete("manifests/one")
+    with pytest.raises(NotFound):
+        storage.read("manifests/one")
+    storage.close()
+
+
 def test_a_commit_during_which_the_place_was_lost_is_taken_back(bucket: str, service: str) -> None:
     storage = bucket_storage(service, bucket)
     storage.lock("node 1")
