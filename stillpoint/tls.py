@@ -44,10 +44,17 @@ _Signature = tuple[tuple[int, int, int], ...]
 
 
 @dataclass(frozen=True, slots=True)
+class CertificateFiles:
+    """What the three files hold, as PEM."""
+
+    authority: bytes
+    certificate: bytes
+    key: bytes
+
+
+@dataclass(frozen=True, slots=True)
 class _Loaded:
-    authority_pem: bytes
-    certificate_pem: bytes
-    key_pem: bytes
+    files: CertificateFiles
     server: ssl.SSLContext
     client: ssl.SSLContext
 
@@ -83,16 +90,13 @@ class Credentials:
             return self.generation
 
     @property
-    def authority_pem(self) -> bytes:
-        return self._loaded.authority_pem
+    def files(self) -> CertificateFiles:
+        """Those in use, which belong together."""
+        return self._loaded.files
 
     @property
     def certificate_pem(self) -> bytes:
-        return self._loaded.certificate_pem
-
-    @property
-    def key_pem(self) -> bytes:
-        return self._loaded.key_pem
+        return self.files.certificate
 
     def server_context(self) -> ssl.SSLContext:
         """For one connection that is about to begin."""
@@ -177,7 +181,7 @@ def _load(folder: Path) -> _Loaded:
     server.verify_mode = ssl.CERT_REQUIRED
     server.num_tickets = 0
     client.check_hostname = True
-    return _Loaded(authority, certificate, key, server, client)
+    return _Loaded(CertificateFiles(authority, certificate, key), server, client)
 
 
 def _context(folder: Path, authority: bytes, protocol: int) -> ssl.SSLContext:

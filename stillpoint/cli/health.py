@@ -36,8 +36,8 @@ def what_is_wrong(address: str, certificates: Path | None = None, *, timeout_s: 
 def _channel(address: str, certificates: Path | None) -> grpc.Channel:
     if certificates is None:
         return grpc.insecure_channel(address)
-    ours = Credentials(certificates)
-    identity = grpc.ssl_channel_credentials(ours.authority_pem, ours.key_pem, ours.certificate_pem)
+    files = Credentials(certificates).files
+    identity = grpc.ssl_channel_credentials(files.authority, files.key, files.certificate)
     return grpc.secure_channel(address, identity)
 
 

@@ -47,8 +47,8 @@ def server_credentials(credentials: Credentials) -> grpc.ServerCredentials:
     used = credentials.refresh()
 
     def configuration() -> grpc.ServerCertificateConfiguration:
-        pair = (credentials.key_pem, credentials.certificate_pem)
-        return grpc.ssl_server_certificate_configuration([pair], root_certificates=credentials.authority_pem)
+        files = credentials.files
+        return grpc.ssl_server_certificate_configuration([(files.key, files.certificate)], files.authority)
 
     def fetch() -> Any:
         # gRPC calls this before each handshake, in a thread of its own; None: nothing has changed.

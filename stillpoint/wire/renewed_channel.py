@@ -38,8 +38,8 @@ class RenewedChannel(grpc.aio.Channel):
         self._closing: set[asyncio.Task[None]] = set()
 
     def _begin(self, generation: int) -> _Life:
-        ours = self._credentials
-        identity = grpc.ssl_channel_credentials(ours.authority_pem, ours.key_pem, ours.certificate_pem)
+        files = self._credentials.files
+        identity = grpc.ssl_channel_credentials(files.authority, files.key, files.certificate)
         return _Life(grpc.aio.secure_channel(str(self._address), identity, options=self._options), generation)
 
     def call(self, kind: str, arguments: tuple[Any, ...], options: dict[str, Any], request: Any, meta: Any) -> Any:

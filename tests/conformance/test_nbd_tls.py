@@ -269,7 +269,7 @@ def test_a_certificate_that_does_not_hold_is_refused_and_logged(
 def test_tls_without_a_certificate_is_refused_and_logged(
     strict: ServerThread, pki: TestPki, caplog: pytest.LogCaptureFixture
 ) -> None:
-    bare = ssl.create_default_context(cadata=pki.credentials(Role.CLIENT).authority_pem.decode())
+    bare = ssl.create_default_context(cadata=pki.credentials(Role.CLIENT).files.authority.decode())
     with caplog.at_level(logging.WARNING), RawClient(strict.port) as client:
         client.greet()
 

@@ -62,7 +62,7 @@ class Caller:
         if ours is None or not self.bare:
             return open_channel(address, ours)
         return grpc.aio.secure_channel(
-            str(address), grpc.ssl_channel_credentials(ours.authority_pem), options=CLIENT_OPTIONS
+            str(address), grpc.ssl_channel_credentials(ours.files.authority), options=CLIENT_OPTIONS
         )
 
 
@@ -106,7 +106,7 @@ async def nbd(place: Address, name: str, caller: Caller) -> None:
 async def bare_nbd(address: Address, caller: Caller) -> None:
     def ask() -> None:
         assert caller.credentials is not None
-        context = ssl.create_default_context(cadata=caller.credentials.authority_pem.decode())
+        context = ssl.create_default_context(cadata=caller.credentials.files.authority.decode())
         with RawClient(address.port) as client:
             client.greet()
             client.start_tls(context)
@@ -145,7 +145,7 @@ async def data_link(scene: Scene, caller: Caller) -> None:
 
 def say_hello_without_certificate(sock: socket.socket, caller: Caller) -> None:
     assert caller.credentials is not None
-    context = ssl.create_default_context(cadata=caller.credentials.authority_pem.decode())
+    context = ssl.create_default_context(cadata=caller.credentials.files.authority.decode())
     with context.wrap_socket(sock, server_hostname="localhost") as secured:
         secured.sendall(HELLO)
         secured.recv(1)

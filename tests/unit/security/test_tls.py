@@ -108,7 +108,7 @@ def test_an_older_tls_is_refused(pki: TestPki) -> None:
     context = pki.credentials(Role.CLIENT).client_context()
     old = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     old.maximum_version = ssl.TLSVersion.TLSv1_2
-    old.load_verify_locations(cadata=pki.credentials(Role.CLIENT).authority_pem.decode())
+    old.load_verify_locations(cadata=pki.credentials(Role.CLIENT).files.authority.decode())
     assert context.minimum_version is ssl.TLSVersion.TLSv1_3
 
     async def story() -> None:
