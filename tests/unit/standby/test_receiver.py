@@ -7,6 +7,9 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import pytest
+
+from standby import receiver as receiver_module
 from standby.cow import preserver
 from standby.receiver import MirrorReceiver
 from stillpoint.channel import Buffer
@@ -70,7 +73,11 @@ async def _until_committed(rig: Rig) -> None:
             await asyncio.sleep(0.005)
 
 
-def test_a_commit_begins_early_and_the_link_is_paused_only_at_the_bound(tmp_path: Path) -> None:
+def test_a_commit_begins_early_and_the_link_is_paused_only_at_the_bound(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(receiver_module, "_STAGE_S", 60.0)  # no commit is to be due to time
+
     async def main() -> None:
         executor = HeldExecutor(preserver.carry_out.__qualname__)
         rig = Rig(tmp_path, executor=executor, stage_size_max=256 * KIB)
