@@ -14,11 +14,22 @@ from __future__ import annotations
 import contextlib
 import socket
 import ssl
+import threading
 from typing import Any, Final
 
 # Plaintext of one send, and what one receive may bring.
 SEND_SIZE: Final = 256 * 1024
-_RECEIVE_SIZE: Final = 256 * 1024
+_RECEIVE_SIZE: Final = 128 * 1024
+
+
+class _Scratch(threading.local):
+    """What a receive brings, for as long as it takes to hand it to OpenSSL: one for all the sockets of a loop."""
+
+    def __init__(self) -> None:
+        self.buffer = memoryview(bytearray(_RECEIVE_SIZE))
+
+
+_SCRATCH: Final = _Scratch()
 
 
 class TlsSocket:
@@ -31,7 +42,6 @@ class TlsSocket:
         self._incoming = ssl.MemoryBIO()
         self._outgoing = ssl.MemoryBIO()
         self._tls = context.wrap_bio(self._incoming, self._outgoing, server_side=not host, server_hostname=host or None)
-        self._received = memoryview(bytearray(_RECEIVE_SIZE))
         self._unsent = memoryview(b"")
         self._starved = True  # OpenSSL has nothing to go on with before more is received
         self._ended = False
@@ -85,9 +95,10 @@ class TlsSocket:
             self._receive()
 
     def _receive(self) -> None:
-        count = self._socket.recv_into(self._received)
+        buffer = _SCRATCH.buffer
+        count = self._socket.recv_into(buffer)
         if count:
-            self._incoming.write(self._received[:count])
+            self._incoming.write(buffer[:count])
             self._starved = False
         else:
             self._ended = True
