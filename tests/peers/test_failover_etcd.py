@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import base64
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from uuid import uuid4
 
 import pytest
+import trustme
 
 from stillpoint.errors import PeerUnavailable, ProtocolError
+from stillpoint.failover.config import EtcdTls
 from stillpoint.failover.etcd import Etcd
 from stillpoint.failover.in_sync_set import (
     Leader,
@@ -135,6 +138,36 @@ def test_an_etcd_that_is_away_is_one_clear_error_and_the_next_endpoint_is_tried(
         client.close()
 
 
+def test_etcd_over_tls_with_a_certificate_on_both_sides(tmp_path: Path) -> None:
+    authority, stranger = trustme.CA(), trustme.CA()
+    paths = {}
+    for name, issued in (
+        ("server", authority.issue_cert("127.0.0.1")),
+        ("client", authority.issue_cert("agent")),
+        ("stranger", stranger.issue_cert("agent")),
+    ):
+        paths[name] = (tmp_path / f"{name}.pem", tmp_path / f"{name}.key")
+        issued.cert_chain_pems[0].write_to_path(paths[name][0])
+        issued.private_key_pem.write_to_path(paths[name][1])
+    for name, ca in (("ca", authority), ("other-ca", stranger)):
+        ca.cert_pem.write_to_path(tmp_path / f"{name}.pem")
+    with running_etcd(tmp_path / "etcd", tls=(*paths["server"], tmp_path / "ca.pem")) as server:
+        for ca_name, shown, admitted in (
+            ("ca", paths["client"], True),
+            ("ca", paths["stranger"], False),
+            ("ca", (None, None), False),
+            ("other-ca", paths["client"], False),
+        ):
+            tls = EtcdTls(tmp_path / f"{ca_name}.pem", *shown)
+            client = Etcd((server.address,), timeout_s=5, tls=tls.context())
+            if admitted:
+                assert client.read(PREFIX, uuid4()) == Observed()
+            else:
+                with pytest.raises(PeerUnavailable, match="etcd did not answer"):
+                    client.read(PREFIX, uuid4())
+            client.close()
+
+
 def test_what_is_not_ours_at_a_key_is_an_error_not_a_guess(etcd: Etcd) -> None:
     volume = uuid4()
     lease, _ = etcd.grant(60)
@@ -148,6 +181,4 @@ def test_what_is_not_ours_at_a_key_is_an_error_not_a_guess(etcd: Etcd) -> None:
 
 
 def _base64(text: str) -> str:
-    import base64
-
     return base64.b64encode(text.encode()).decode()

@@ -22,8 +22,10 @@ def _free_port() -> int:
 class EtcdServer:
     """Started on construction; `kill` and `start` end and begin it on the same data and ports."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, tls: tuple[Path, Path, Path] | None = None) -> None:
+        """tls: certificate, key, and the authority whose clients it admits."""
         self._folder = folder
+        self._tls = tls
         self.address = Address("127.0.0.1", _free_port())
         self._peer_port = _free_port()
         self._process: subprocess.Popen[bytes] | None = None
@@ -31,12 +33,18 @@ class EtcdServer:
 
     def start(self) -> None:
         clients, peers = f"http://{self.address}", f"http://127.0.0.1:{self._peer_port}"
+        secured: list[str] = []
+        if self._tls is not None:
+            clients = f"https://{self.address}"
+            certificate, key, authority = map(str, self._tls)
+            secured = ["--cert-file", certificate, "--key-file", key, "--trusted-ca-file", authority]
+            secured.append("--client-cert-auth")
         self._process = subprocess.Popen(
             [
                 "etcd", "--name", "one", "--data-dir", str(self._folder), "--log-level", "error",
                 "--listen-client-urls", clients, "--advertise-client-urls", clients,
                 "--listen-peer-urls", peers, "--initial-advertise-peer-urls", peers,
-                "--initial-cluster", f"one={peers}",
+                "--initial-cluster", f"one={peers}", *secured,
             ]
         )  # fmt: skip
         give_up = time.monotonic() + 20
@@ -54,8 +62,8 @@ class EtcdServer:
 
 
 @contextlib.contextmanager
-def running_etcd(folder: Path) -> Iterator[EtcdServer]:
-    server = EtcdServer(folder)
+def running_etcd(folder: Path, *, tls: tuple[Path, Path, Path] | None = None) -> Iterator[EtcdServer]:
+    server = EtcdServer(folder, tls=tls)
     try:
         yield server
     finally:
