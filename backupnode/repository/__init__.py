@@ -16,8 +16,10 @@ from .interface import (
 )
 from .keys import Secret
 from .location import storage_at
-from .object_storage import S3Config
-from .repository import PackRepository, ReadOnlyRepository, open_directory, open_storage
+from .opening import open_directory, open_storage
+from .read_only import ReadOnlyRepository
+from .repository import PackRepository
+from .s3_config import S3Config
 
 __all__ = [
     "BackupId",

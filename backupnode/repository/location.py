@@ -7,7 +7,8 @@ from pathlib import Path
 from stillpoint.errors import ConfigError
 
 from .folder import DirectoryStorage
-from .object_storage import SCHEME, ObjectStorage, S3Config
+from .object_storage import SCHEME, ObjectStorage
+from .s3_config import S3Config
 from .storage import Storage
 
 

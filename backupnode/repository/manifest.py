@@ -13,7 +13,6 @@ from .interface import BackupRecord, Origin
 from .keys import Cipher
 from .sealed import SealedKind, seal, unseal
 
-
 # Fields of a record that are kept in a note, because a manifest never changes.
 NOTED: Final = ("verified_ns", "protected", "tested_ns", "test_error")
 

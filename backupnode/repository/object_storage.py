@@ -9,15 +9,12 @@ Invariants:
 
 from __future__ import annotations
 
-import configparser
 import contextlib
 import errno
 import secrets
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from datetime import timedelta
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from stillpoint.errors import AlreadyExists, ConfigError, DeviceError, NotFound, PermissionRefused, Refused
@@ -25,6 +22,7 @@ from stillpoint.errors import AlreadyExists, ConfigError, DeviceError, NotFound,
 from .chunking import Piece
 from .folder import FORMAT_FILE
 from .lease import Lease
+from .s3_config import S3Config
 
 if TYPE_CHECKING:
     from obstore.store import S3Store
@@ -38,44 +36,6 @@ _RETRIES_MAX: Final = 6
 _RETRY_TIMEOUT: Final = timedelta(seconds=60)
 _FIRST_DELAY_S: Final = 0.1
 _PART_BYTES: Final = 8 << 20
-
-
-@dataclass(frozen=True, slots=True)
-class S3Config:
-    """Where the service is; what is left out comes from the usual `AWS_…` variables of the environment.
-
-    endpoint: an http:// or https:// URL; "": Amazon's. credentials_file: in the format of `~/.aws/credentials`; its
-    profile `default` is taken.
-    """
-
-    endpoint: str = ""
-    region: str = ""
-    credentials_file: Path | None = None
-
-    def options(self) -> dict[str, Any]:
-        """Raises ConfigError."""
-        options: dict[str, Any] = {}
-        if self.endpoint:
-            # Buckets in the path: names of hosts such as BUCKET.HOST need a DNS that knows them.
-            options |= {"endpoint": self.endpoint, "virtual_hosted_style_request": False}
-        if self.region or self.endpoint:
-            options["region"] = self.region or "us-east-1"
-        if self.credentials_file is not None:
-            options |= _credentials(self.credentials_file)
-        return options
-
-
-def _credentials(path: Path) -> dict[str, str]:
-    parser = configparser.ConfigParser(interpolation=None)
-    try:
-        parser.read_string(path.read_text())
-        section = parser["default"]
-        keys = {"access_key_id": section["aws_access_key_id"], "secret_access_key": section["aws_secret_access_key"]}
-    except (OSError, configparser.Error, KeyError) as error:
-        raise ConfigError(f"{path}: the credentials of the repository's storage cannot be read: {error}") from None
-    if "aws_session_token" in section:
-        keys["token"] = section["aws_session_token"]
-    return keys
 
 
 class ObjectStorage:

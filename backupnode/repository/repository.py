@@ -13,13 +13,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import os
-import secrets
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import replace
-from pathlib import Path
 from typing import Final
 
 from stillpoint.errors import (
@@ -38,14 +34,14 @@ from .backup_id import BackupId, new_backup_id, parse_backup_id
 from .blobs import BlobHeader
 from .check import check, check_pack
 from .collection import Collection
-from .folder import FORMAT_FILE, DirectoryStorage
-from .format import CHUNK_SIZE, Format, make_format, read_format
-from .index import ChunkIndex
+from .folder import FORMAT_FILE
+from .format import Format
 from .interface import BackupRecord, CheckReport, CollectionReport, Listing, Origin, Partial, Region, Usage
-from .keys import Keys, Secret, from_recovery_form, recovery_form
+from .keys import recovery_form
 from .manifest import NOTED, Manifest
+from .manifests import MANIFESTS, end_deletion, list_manifests, manifest_ids, read_manifest
 from .notes import Note, Notes
-from .packs import PACK_SIZE, DamagedBlob, Packs, reconcile
+from .packs import DamagedBlob, Packs
 from .partials import Partials
 from .reader import PackReader
 from .storage import Storage
@@ -53,15 +49,14 @@ from .writer import Base, PackWriter, Session
 
 logger = logging.getLogger(__name__)
 
-_MANIFESTS: Final = "manifests"
-_CACHE: Final = "index-cache"
+CACHE: Final = "index-cache"
 # Packs sealed before the cache is written again: what a crash costs is reading the headers of so many.
 _CACHE_EVERY_PACKS: Final = 64
 _CACHE_WRITE_BYTES: Final = 4 << 20
 
 
 class PackRepository:
-    """A Repository on a Storage. Made by `open_directory` or `open_storage`."""
+    """A Repository on a Storage. Made by `opening.py`."""
 
     def __init__(
         self,
@@ -261,7 +256,7 @@ class PackRepository:
         """That no backup has, nor another writer; they differ in a second and four digits only."""
         while True:
             backup = new_backup_id(volume, self._clock())
-            if backup not in self._in_the_making and not self.storage.exists(f"{_MANIFESTS}/{backup}"):
+            if backup not in self._in_the_making and not self.storage.exists(f"{MANIFESTS}/{backup}"):
                 self._in_the_making.add(backup)
                 return backup
 
@@ -283,7 +278,7 @@ class PackRepository:
 
     def _create_manifest(self, manifest: Manifest) -> None:
         """In the pack thread. Raises DeviceError."""
-        name = f"{_MANIFESTS}/{manifest.record.id}"
+        name = f"{MANIFESTS}/{manifest.record.id}"
         try:
             self.storage.create(name, manifest.encode(self.packs.keys.manifest, self.packs.keys.cipher))
         except AlreadyExists:
@@ -304,7 +299,7 @@ class PackRepository:
     def _delete(self, backup: BackupId) -> None:
         name = parse_backup_id(backup)
         note = self.notes.find(backup)
-        if note is None and not self.storage.exists(f"{_MANIFESTS}/{name}"):
+        if note is None and not self.storage.exists(f"{MANIFESTS}/{name}"):
             raise NotFound(f"there is no backup {backup}")
         note = note or Note()
         if note.protected:
@@ -326,7 +321,7 @@ class PackRepository:
         """In the pack thread, or when that has ended."""
         try:
             self.packs.index.merge()
-            upload = self.storage.upload("", name=_CACHE)
+            upload = self.storage.upload("", name=CACHE)
             try:
                 parts: list[bytes] = []
                 for part in self.packs.index.dump():
@@ -335,7 +330,7 @@ class PackRepository:
                         upload.append(parts)
                         parts = []
                 upload.append(parts)
-                upload.finish(_CACHE)
+                upload.finish(CACHE)
             finally:
                 upload.abort()
             self._cached_packs = self.packs.sealed_count
@@ -344,167 +339,3 @@ class PackRepository:
 
     async def _in_pack_thread(self, call: Callable[[], None]) -> None:
         await asyncio.get_running_loop().run_in_executor(self.packs.thread, call)
-
-
-def end_deletion(storage: Storage, notes: Notes, backup: BackupId) -> None:
-    """Once it has been noted. Raises DeviceError."""
-    with contextlib.suppress(NotFound):
-        storage.delete(f"{_MANIFESTS}/{backup}")
-    notes.delete(backup)
-
-
-def agree_notes(storage: Storage, notes: Notes) -> None:
-    """After a crash: end deletions, and note the backups that have no note. Raises DeviceError."""
-    noted = notes.backups()
-    for backup in noted:
-        if notes.get(backup).deleting:
-            logger.info("ending the deletion of backup %s", backup)
-            end_deletion(storage, notes, backup)
-    for backup in set(manifest_ids(storage)).difference(noted):
-        notes.put(backup, Note())
-
-
-def manifest_ids(storage: Storage) -> Iterator[BackupId]:
-    for name in storage.names(_MANIFESTS):
-        with contextlib.suppress(InvalidRequest):
-            yield parse_backup_id(name)
-
-
-def read_manifest(storage: Storage, backup: BackupId, keys: Keys) -> Manifest:
-    """Raises NotFound, DataCorrupt, Refused, DeviceError."""
-    try:
-        data = storage.read(f"{_MANIFESTS}/{parse_backup_id(backup)}")
-    except NotFound:
-        raise NotFound(f"there is no backup {backup}") from None
-    try:
-        return Manifest.decode(data, backup=backup, key=keys.manifest, cipher=keys.cipher)
-    except (DataCorrupt, Refused) as error:
-        raise type(error)(f"backup {backup} is damaged: its manifest: {error}") from None
-
-
-def list_manifests(storage: Storage, read: Callable[[BackupId], Manifest]) -> Listing:
-    """Oldest first; a damaged one hides no other."""
-    backups, damaged = [], []
-    for backup in manifest_ids(storage):
-        try:
-            backups.append(read(backup).record)
-        except NotFound:
-            continue  # deleted meanwhile
-        except (DataCorrupt, Refused) as error:
-            logger.warning("%s", error)
-            damaged.append(backup)
-    return Listing(sorted(backups, key=lambda record: (record.origin.snapshot_ns, record.id)), damaged)
-
-
-async def open_directory(
-    root: Path,
-    *,
-    level: int = 1,
-    chunk_size: int = CHUNK_SIZE,
-    pack_size: int = PACK_SIZE,
-    secret: Secret | None = None,
-    threads: int | None = None,
-    clock: Callable[[], int] = time.time_ns,
-) -> PackRepository:
-    """`open_storage` of a local directory."""
-    storage = DirectoryStorage(root)
-    return await open_storage(
-        storage, level=level, chunk_size=chunk_size, pack_size=pack_size, secret=secret, threads=threads, clock=clock
-    )
-
-
-async def open_storage(
-    storage: Storage,
-    *,
-    owner: str = "",
-    level: int = 1,
-    chunk_size: int = CHUNK_SIZE,
-    pack_size: int = PACK_SIZE,
-    secret: Secret | None = None,
-    threads: int | None = None,
-    clock: Callable[[], int] = time.time_ns,
-) -> PackRepository:
-    """Open the repository there, making it when there is none, and remove leftovers of crashes.
-
-    owner: who opens it, under a name that no other running process has; "": a random one. level: of zstd.
-    chunk_size: of a new repository; an existing one keeps its own. secret: makes a new one encrypted, and opens an
-    encrypted one. threads: for hashing and compression.
-    Raises InUse when another process has it open, Refused when something else is there, a format this program does not
-    know, or the secret does not fit, DataCorrupt, DeviceError.
-    """
-    threads = threads or min(4, os.cpu_count() or 1)
-
-    def work() -> PackRepository:
-        if storage.make():
-            make_format(storage, chunk_size=chunk_size, secret=secret, clock=clock)
-        format_ = read_format(storage, secret)
-        storage.lock(owner or secrets.token_hex(16))
-        try:
-            storage.prepare()
-            packs, notes = load_packs(storage, format_, pack_size=pack_size)
-            agree_notes(storage, notes)
-        except BaseException:
-            storage.close()
-            raise
-        return PackRepository(storage, format_, packs, notes, level=level, threads=threads, clock=clock)
-
-    return await asyncio.to_thread(work)
-
-
-def load_packs(storage: Storage, format_: Format, *, pack_size: int = PACK_SIZE) -> tuple[Packs, Notes]:
-    """The index, from its cache as far as that agrees with the packs, and what is in quarantine."""
-    notes = Notes(storage, format_.keys)
-    quarantined = notes.quarantined()
-    anew = False
-    try:
-        index = ChunkIndex.load(
-            lambda offset, length: storage.read(_CACHE, offset=offset, length=length), size=storage.size(_CACHE)
-        )
-    except (NotFound, DataCorrupt) as error:
-        logger.info("the index is made anew from the packs: %s", error)
-        # What the packs that are there cannot tell is which others there were.
-        index, anew = ChunkIndex(), True
-    read_count, gone_count = reconcile(storage, index, quarantined)
-    if read_count:
-        logger.info("read the headers of packs that the index did not know", extra={"packs": read_count})
-    packs = Packs(storage, index, format_.keys, pack_size=pack_size)
-    packs.quarantined = quarantined
-    packs.may_miss = bool(quarantined or gone_count or anew)
-    return packs, notes
-
-
-class ReadOnlyRepository:
-    """A repository to which nothing is written and which need not be lockable. Plain calls.
-
-    The index is made from the packs alone, so damage to anything but the file `repository`, the manifests and the packs
-    does not matter.
-    """
-
-    def __init__(self, storage: Storage, secret: Secret | None = None) -> None:
-        """Raises NotFound when there is none, and what `read_format` raises."""
-        self._storage = storage
-        self._format = _format_or_recovered(storage, secret)
-        index = ChunkIndex()
-        reconcile(self._storage, index, set())
-        self._packs = Packs(self._storage, index, self._format.keys)
-
-    def list(self) -> Listing:
-        return list_manifests(self._storage, self._manifest)
-
-    def open(self, backup: BackupId) -> PackReader:
-        """Raises NotFound, DataCorrupt, DeviceError."""
-        return PackReader(self._manifest(backup), self._packs, lambda damaged: None)
-
-    def _manifest(self, backup: BackupId) -> Manifest:
-        return read_manifest(self._storage, backup, self._format.keys)
-
-
-def _format_or_recovered(storage: Storage, secret: Secret | None) -> Format:
-    """With the recovery form, an encrypted repository can be read without its file `repository`."""
-    try:
-        return read_format(storage, secret)
-    except (NotFound, DataCorrupt) as error:
-        if secret is None or secret.recovery is None:
-            raise
-        logger.warning("reading by the recovery form alone: %s", error)
-        return Format("", CHUNK_SIZE, Keys.of(from_recovery_form(secret.recovery), encrypted=True))

@@ -193,7 +193,7 @@ def test_neighbours_in_a_pack_are_read_at_once_and_damage_among_them_is_told_by_
             reads += 1
             return read(name, **options)  # type: ignore[arg-type]
 
-        repository.storage.read = counted  # type: ignore[method-assign, assignment]
+        repository.storage.read = counted  # type: ignore[method-assign]
         reader.page(0)
         before = reads
         whole = reader.read_chunks(range(count + 2))
