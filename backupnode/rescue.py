@@ -38,7 +38,7 @@ def main(arguments: list[str] | None = None) -> int:
         "--differences", action="store_true", help="the target holds an older state: overwrite only what differs"
     )
     parser.add_argument("--verify", action="store_true", help="read everything back before it counts as complete")
-    options = parser.parse_args(arguments)
+    options = parser.parse_intermixed_args(arguments)
     if options.backup is not None and options.target is None:
         parser.error("a backup needs a target")
     try:
