@@ -381,6 +381,19 @@ class PrimaryNode:
                 logger.info("volume grown", extra={"volume": name, "size": size})
             return volume
 
+    async def resync_volume(self, name: str) -> Volume:
+        """Copy everything to the mirror again; a standby that holds none, because it was replaced, gets one.
+
+        What is to be copied is durable on return; it travels when the standby can be reached.
+        Raises AlreadyExists, DeviceError.
+        """
+        async with self._changing:
+            volume = self.volume(name)
+            with contextlib.suppress(PeerUnavailable):
+                await self.standby.create_mirror(volume.record, [])  # the one that is there stays
+            await volume.resend()
+            return volume
+
     async def delete_volume(self, name: str, *, force: bool) -> None:
         """The volume's file is removed; devices that were named keep their content. The mirror goes too.
 

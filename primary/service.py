@@ -105,9 +105,7 @@ class PrimaryService(primary_pb2_grpc.PrimaryServiceServicer):
 
     @answers
     async def ResyncVolume(self, request: primary_pb2.ResyncVolumeRequest, context: Context) -> primary_pb2.Volume:
-        volume = self._node.volume(request.name)
-        await volume.resend()
-        return describe(volume, self._node)
+        return describe(await self._node.resync_volume(request.name), self._node)
 
     @answers
     async def DeleteVolume(self, request: primary_pb2.DeleteVolumeRequest, context: Context) -> common_pb2.Empty:

@@ -126,7 +126,8 @@ async def resync(invocation: Invocation, volume: str) -> None:
     Example: standbyctl mirror resync vol1
     """
     async with invocation.nodes() as nodes:
-        begun = await nodes.primary.call(
+        node = await where_served(nodes, volume)
+        begun = await node.serving.call(
             "ResyncVolume", primary_pb2.ResyncVolumeRequest(name=volume), primary_pb2.Volume
         )
     if invocation.output.as_json:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import json
 import os
@@ -132,6 +133,52 @@ def test_a_cut_data_link_costs_no_acknowledged_write_and_status_tells_the_truth(
     for block, number in load.acknowledged.items():
         stored = int.from_bytes(content[block * BLOCK_SIZE : block * BLOCK_SIZE + 8], "big")
         assert stored == number, f"block {block} holds write {stored}; write {number} was acknowledged"
+
+
+def test_a_killed_primary_is_replaced_by_its_standby_and_comes_back_as_one(
+    cluster: ContainerCluster, tmp_path: Path
+) -> None:
+    cluster_file = tmp_path / "cluster.yaml"
+
+    def operator() -> Operator:
+        """With the ports that the containers have now."""
+        cluster_file.write_text(cluster.cluster_file())
+        return Operator(
+            cluster_file,
+            primary_nbd=f"nbds://127.0.0.1:{cluster.published_port('standby', 10809)}",  # once it is promoted
+            standby_nbd=f"nbds://127.0.0.1:{cluster.published_port('standby', 10810)}",
+            certificates=cluster.pki.issue(Role.CLIENT),
+        )
+
+    def is_in_sync() -> bool:
+        shown = operator().standbyctl("volume", "show", "fo")
+        return bool(shown["pair"]["state"] == "in_sync")
+
+    operator().standbyctl("volume", "create", "fo", "--size", "16MiB")
+    before = f"nbds://127.0.0.1:{cluster.published_port('primary', 10809)}/fo"
+    with cluster.logs_on_failure():
+        _wait_for("the volume to be in sync", is_in_sync)
+        load = _Load(f"{before}?tls-certificates={cluster.pki.issue(Role.CLIENT)}")
+        with contextlib.suppress(AssertionError), load:  # its connection breaks
+            load.wait_for_more()
+            standby = operator()  # while the primary's ports can still be asked for
+            cluster.kill("primary")
+        promoted = standby.standbyctl("promote", "fo")
+        assert (promoted["node"], promoted["role"]) == ("standby", "primary")
+        served = tmp_path / "served.raw"
+        _nbdcopy(standby.volume("fo"), served)
+        content = served.read_bytes()
+        for block, number in load.acknowledged.items():
+            stored = int.from_bytes(content[block * BLOCK_SIZE : block * BLOCK_SIZE + 8], "big")
+            assert stored >= number, f"block {block} holds write {stored}; write {number} was acknowledged"
+        with _Load(standby.volume("fo")) as more:
+            more.wait_for_more()
+            cluster.start("primary")
+            _wait_for("the old primary to follow", is_in_sync)
+        replicas = operator().standbyctl("status", "fo")["replicas"]
+        assert {each["node"]: each["role"] for each in replicas} == {"primary": "standby", "standby": "primary"}
+        operator().standbyctl("switchover", "fo")
+        _wait_for("the roles to be as they were", is_in_sync)
 
 
 def test_backup_node_reaches_the_standby_and_never_the_primary(cluster: ContainerCluster) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import random
+import shutil
 import signal
 import subprocess
 import threading
@@ -284,6 +285,17 @@ def test_a_copy_in_the_middle_of_a_resync_is_refused_and_its_state_before_is_off
     assert pair.run("promote", "vol", "--force").code == 1
     pair.cli("promote", "vol", "--snapshot", refused.error.rpartition(" ")[2])
     assert read(pair, "standby") == b"\x01" * SIZE
+
+
+def test_a_standby_that_was_replaced_gets_everything_when_it_is_told_to(pair: LocalCluster) -> None:
+    run_io(pair, "primary", "write -P 5 0 8M", "flush")
+    pair.kill("standby")
+    shutil.rmtree(pair.directory / "standby")
+    pair.start("standby")
+    until(lambda: "holds no copy" in pair.run("status").stdout, pair)
+    pair.cli("mirror", "resync", "vol")
+    until(lambda: in_sync(pair), pair)
+    assert_same_disk(pair, "primary")
 
 
 def test_both_nodes_restarted_keep_their_roles(pair: LocalCluster) -> None:

@@ -30,14 +30,14 @@ _BUILD_TIMEOUT_S = 600
 
 # Ports inside the containers, by node and by the cluster file's key.
 PORTS = {
-    "primary": {"grpc": 7410, "nbd": 10809},
+    "primary": {"grpc": 7410, "nbd": 10809, "export_grpc": 7422, "snapshot_nbd": 10810},
     "standby": {"grpc": 7420, "export_grpc": 7422, "nbd": 10810, "volume_nbd": 10809},
     "backup": {"grpc": 7430, "nbd": 10811},
 }
 ROLES = {"primary": Role.DATA, "standby": Role.DATA, "backup": Role.BACKUP}
 # What each node is called by the others, and by the host through its published ports.
 HOSTS = {
-    "primary": ("primary", "localhost", "127.0.0.1"),
+    "primary": ("primary", "primary-datalink", "localhost", "127.0.0.1"),
     "standby": ("standby", "standby-datalink", "localhost", "127.0.0.1"),
     "backup": ("backup", "localhost", "127.0.0.1"),
 }
@@ -45,7 +45,7 @@ CERTIFICATES = "/etc/stillpoint/certificates/tls"
 MODULES = {"primary": "primary", "standby": "standby", "backup": "backupnode"}
 # The networks each node is on, and its further names there.
 NETWORKS: dict[str, dict[str, list[str]]] = {
-    "primary": {"front": [], "datalink": []},
+    "primary": {"front": [], "datalink": ["primary-datalink"]},
     "standby": {"front": [], "datalink": ["standby-datalink"], "backup": []},
     "backup": {"backup": []},
 }
@@ -92,6 +92,14 @@ class ContainerCluster:
         names = [option for name in (node, *NETWORKS[node][network]) for option in ("--alias", name)]
         identity = self.nodes[node].get_container_id()
         _run(["docker", "network", "connect", *names, self.networks[network].name, identity])
+
+    def kill(self, node: str) -> None:
+        """As a machine that loses its power; what is on its disk stays."""
+        _run(["docker", "kill", self.nodes[node].get_container_id()])
+
+    def start(self, node: str) -> None:
+        """The same machine again. Its published ports may be others."""
+        _run(["docker", "start", self.nodes[node].get_container_id()])
 
     def addresses(self, node: str) -> list[str]:
         """The node's IP address on each of its networks."""

@@ -6,8 +6,7 @@ import pytest
 import yaml
 
 from backupnode.config import BackupNodeConfig
-from primary.config import PrimaryConfig
-from standby.config import StandbyConfig
+from primary.daemon import PrimaryDaemonConfig, StandbyDaemonConfig
 from stillpoint.cli.cluster import Cluster
 from stillpoint.config import load_config
 
@@ -15,8 +14,8 @@ FOLDER = Path(__file__).resolve().parents[2] / "deploy/compose"
 COMPOSE = yaml.safe_load((FOLDER / "compose.yaml").read_text())
 
 CONFIG_CLASSES: dict[str, type] = {
-    "primary": PrimaryConfig,
-    "standby": StandbyConfig,
+    "primary": PrimaryDaemonConfig,
+    "standby": StandbyDaemonConfig,
     "backup": BackupNodeConfig,
     "cluster": Cluster,
 }

@@ -11,15 +11,14 @@ from pathlib import Path
 import pytest
 
 from backupnode.config import BackupNodeConfig
-from primary.config import PrimaryConfig
-from standby.config import StandbyConfig
+from primary.daemon import PrimaryDaemonConfig, StandbyDaemonConfig
 from stillpoint.config import load_config
 from tests.support.requirements import requires_tools
 
 FOLDER = Path(__file__).resolve().parents[2] / "deploy/systemd"
-CONFIG_CLASSES: dict[str, type[PrimaryConfig] | type[StandbyConfig] | type[BackupNodeConfig]] = {
-    "primary": PrimaryConfig,
-    "standby": StandbyConfig,
+CONFIG_CLASSES: dict[str, type[PrimaryDaemonConfig] | type[StandbyDaemonConfig] | type[BackupNodeConfig]] = {
+    "primary": PrimaryDaemonConfig,
+    "standby": StandbyDaemonConfig,
     "backup": BackupNodeConfig,
 }
 PROGRAMS = {"primary": "stillpoint-primary", "standby": "stillpoint-standby", "backup": "stillpoint-backupnode"}
