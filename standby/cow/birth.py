@@ -16,7 +16,7 @@ from __future__ import annotations
 import errno
 import os
 from pathlib import Path
-from typing import TypeAlias
+from typing import Final, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -29,6 +29,8 @@ Generations: TypeAlias = npt.NDArray[np.uint32]
 Blocks: TypeAlias = npt.NDArray[np.int64]
 
 _ENTRY_SIZE = 4
+# What is worked on at once where a map is gone through as a whole: that of a large volume is larger than memory may be.
+PIECE_BLOCKS: Final = 1 << 20
 
 
 class BirthMap:
@@ -83,8 +85,9 @@ class BirthMap:
 
     def distrust_above(self, proven: int, *, current: int) -> None:
         """Let every birth newer than `proven` be `current`: it may be older than the truth, and that must not stay."""
-        unproven = self.array > proven if proven >= 0 else slice(None)
-        self.array[unproven] = current
+        for first in range(0, self.block_count, PIECE_BLOCKS):
+            births = self.array[first : first + PIECE_BLOCKS]
+            births[births > proven if proven >= 0 else slice(None)] = current
 
     def raise_to(self, blocks: Blocks, generations: Generations) -> None:
         """Births of `blocks` become at least `generations`. A block may come more than once."""

@@ -30,7 +30,7 @@ from stillpoint.errors import AlreadyExists, DataCorrupt, DeviceError, InvalidRe
 
 from . import record_log
 from .association import ALL_ZEROES, STORE_SHIFT, UNIT_SIZE, Addresses
-from .birth import BirthMap, Blocks, Generations
+from .birth import PIECE_BLOCKS, BirthMap, Blocks, Generations
 from .catalog import Catalog, CatalogState, Event
 from .counted_map import CountedMap
 from .shared_header import SharedHeader
@@ -235,13 +235,17 @@ def _unproven(
     births: BirthMap, entries: dict[int, _Entries], snapshots: dict[int, Any], block_size: int
 ) -> frozenset[int]:
     """Live snapshots that need a block which is neither on the mirror as it was nor in a record."""
-    unproven = set()
-    as_of: Generations = births.array.copy()
-    for generation in sorted(entries, reverse=True):
-        as_of[entries[generation].blocks] = entries[generation].born
-        count = snapshots[generation]["size"] // block_size
-        if bool((as_of[:count] > generation).any()):
-            unproven.add(generation)
+    unproven: set[int] = set()
+    newest_first = sorted(entries, reverse=True)
+    for first in range(0, births.block_count if entries else 0, PIECE_BLOCKS):  # a copy of it all would be too much
+        as_of: Generations = births.array[first : first + PIECE_BLOCKS].copy()
+        for generation in newest_first:
+            part = entries[generation]
+            begin, end = np.searchsorted(part.blocks, (first, first + PIECE_BLOCKS))
+            as_of[part.blocks[begin:end] - first] = part.born[begin:end]
+            count = snapshots[generation]["size"] // block_size
+            if bool((as_of[: max(0, count - first)] > generation).any()):
+                unproven.add(generation)
     return frozenset(unproven)
 
 
