@@ -196,9 +196,8 @@ class Scheduler:
             result["STILLPOINT_ERROR"] = str(error)
             raise
         finally:
-            # In a task of its own, so that a stop of the node does not keep a database frozen.
-            after = asyncio.create_task(self._after(config, environment | result))
-            warnings += await asyncio.shield(after)
+            # Also when it is cancelled, so that a stop of the node does not keep a database frozen.
+            warnings += await self._after(config, environment | result)
         return record
 
     async def _after(self, config: ScheduleConfig, environment: Mapping[str, str]) -> list[str]:

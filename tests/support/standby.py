@@ -152,6 +152,7 @@ class StandInStandby(
         self, request: export_pb2.ChangedExtentsRequest, _: Context
     ) -> AsyncIterator[export_pb2.ChangedExtentsPart]:
         snapshot = self._snapshot(request.volume, request.snapshot)
+        self._lose_answer("ChangedExtents")
         known = request.base_incarnation == self.incarnation and request.base_generation <= snapshot.generation
         part = export_pb2.ChangedExtentsPart(known=known)
         end = 0

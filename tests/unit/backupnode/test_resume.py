@@ -86,6 +86,18 @@ def test_what_the_first_backup_had_read_is_not_read_again(tmp_path: Path) -> Non
     with_bench(tmp_path, body)
 
 
+def test_where_the_standby_cannot_tell_what_changed_everything_is_read(tmp_path: Path) -> None:
+    async def body(bench: Bench) -> None:
+        await interrupted(bench, 6 * MIB + 65536)
+        bench.write(MIB, b"changed in what was read")
+        bench.standby.lost_answers = ["ChangedExtents"]
+        before = bench.standby.sent_bytes
+        await bench.back_up()
+        assert bench.standby.sent_bytes - before > 8 * MIB
+
+    with_bench(tmp_path, body)
+
+
 def test_a_node_that_dies_goes_on_from_its_last_note(tmp_path: Path) -> None:
     async def body(bench: Bench) -> None:
         bench.standby.delay_s = 0.03

@@ -92,6 +92,13 @@ def test_a_run_that_failed_is_tried_again_after_growing_pauses_and_then_at_the_n
     assert state.started(due.at_ns, retry=True).succeeded(due.at_ns, "b2").failures == 0
 
 
+def test_a_clock_that_goes_back_does_not_put_off_the_next_attempt() -> None:
+    made = schedule()
+    state = ScheduleState(START).started(START + 5 * DAY).failed(START + 5 * DAY, "no standby")
+    due = made.due(state, START)
+    assert due is not None and due.retry and due.at_ns == START + 300 * S
+
+
 def test_a_paused_schedule_is_never_due_and_makes_up_for_nothing_when_resumed() -> None:
     made = schedule()
     state = ScheduleState(START).paused_now()
