@@ -34,10 +34,10 @@ METHODS: Final[Mapping[str, Mapping[str, Roles]]] = {
         "ResumeVolume": _ADMIN,
         "ResyncVolume": _ADMIN,
         "DeleteVolume": _ADMIN,
-        "Freeze": _PEER_ADMIN,
-        "Thaw": _PEER_ADMIN,
+        "Freeze": _ADMIN,
+        "Thaw": _ADMIN,
         "VerifyMirror": _ADMIN,
-        "GetStatus": _PEER_ADMIN,
+        "GetStatus": _ADMIN,
     },
     "stillpoint.wire.v1.StandbyService": {
         "CreateMirror": _PEER,
