@@ -18,6 +18,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.cgroup import missing_memory_cgroup
+
 REQUIRE_ALL_VARIABLE = "STILLPOINT_REQUIRE_ALL"
 
 # Debian keeps these in folders that are not on every user's PATH.
@@ -57,6 +59,7 @@ requires_root = pytest.mark.root
 requires_docker = pytest.mark.docker
 requires_loop_devices = pytest.mark.loop_devices
 requires_fuse = pytest.mark.fuse
+requires_memory_cgroup = pytest.mark.memory_cgroup
 
 
 def requires_tools(*names: str) -> pytest.MarkDecorator:
@@ -74,6 +77,7 @@ MARKERS = (
     "one_tool_of(*names): needs one of these programs",
     "loop_devices: needs root and /dev/loop-control",
     "fuse: needs /dev/fuse and fusermount3",
+    "memory_cgroup: needs root and a memory cgroup that can be written to",
 )
 
 
@@ -107,6 +111,8 @@ def _missing(mark: pytest.Mark) -> str | None:
             return _missing_docker()
         case "loop_devices":
             return _missing_root() or _missing_path("/dev/loop-control", "loop devices")
+        case "memory_cgroup":
+            return missing_memory_cgroup()
         case "fuse":
             return _missing_path("/dev/fuse", "FUSE") or _missing_tools(("fusermount3",))
     return None
