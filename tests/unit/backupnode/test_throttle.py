@@ -83,11 +83,13 @@ def test_a_backup_reads_slower_while_the_standby_holds_many_writes_in_memory(tmp
     async def body(bench: Bench) -> None:
         bench.standby.delay_s, bench.standby.message_size = 0.01, 65536
         puller = Puller(bench.client, bench.repository, look_s=0.02)
-        undisturbed = await puller.run("vol1", full=True, report=ignore)
+        await puller.run("vol1", full=True, report=ignore)
+        assert puller.throttle_rate == 0
         bench.standby.staged_bytes = 12 * MIB
         running = asyncio.create_task(puller.run("vol1", full=True, report=ignore))
-        await asyncio.sleep(2 * undisturbed.duration_ns / 1e9)
-        assert not running.done()
+        while puller.throttle_rate != RATE_MIN:
+            assert not running.done()
+            await asyncio.sleep(0.01)
         bench.standby.staged_bytes = 0
         async with asyncio.timeout(10):
             await running
