@@ -6,7 +6,7 @@ import time
 from dataclasses import dataclass
 from typing import Final
 
-from stillpoint.metrics import Families
+from stillpoint.metrics import Families, nbd_statistics
 from stillpoint.nbd.server import NbdServer
 
 from .puller import Puller
@@ -35,7 +35,7 @@ class Metrics:
         self._listed: _Listed | None = None
 
     async def gather(self, families: Families) -> None:
-        families.nbd_server(self._nbd)
+        families.nbd_server(nbd_statistics(self._nbd), exports="backups")
         families.gauge("backups_running", "Backups that are being taken.", self._puller.running)
         for result, count in (("ok", self._puller.succeeded_count), ("failed", self._puller.failed_count)):
             families.counter("backup_runs", "Backups that ended since the node started.", count, result=result)

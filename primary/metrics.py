@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from stillpoint.metrics import Families
+from stillpoint.metrics import Families, nbd_statistics
 from stillpoint.wire.v1 import primary_pb2
 
 from .node import PrimaryNode
@@ -17,10 +17,10 @@ _STATES = {
 
 
 async def gather(node: PrimaryNode, families: Families) -> None:
-    families.nbd_server(node.nbd)
+    families.nbd_server(nbd_statistics(node.nbd), exports="volumes")
     for name, volume in sorted(node.volumes.items()):
         described = describe(volume, node)
-        families.traffic(volume.export.traffic, volume=name)
+        families.traffic(volume.export.traffic, exports="volumes", volume=name)
         text = "NBD clients that use the volume."
         families.gauge("volume_connections", text, described.clients, volume=name)
         text = "NBD requests that wait for a standby."

@@ -21,6 +21,7 @@ import grpc
 from stillpoint import log
 from stillpoint.config import Address, NbdTls, TlsConfig
 from stillpoint.errors import NotFound, StillpointError
+from stillpoint.metrics import nbd_statistics
 from stillpoint.nbd.access import Access
 from stillpoint.nbd.budget import Budget
 from stillpoint.nbd.export import DeviceExport
@@ -158,13 +159,8 @@ class ExportNode:
             by_volume[volume].add(past)
         for exported in self.exported.values():
             by_volume[exported.description["volume"]].add(exported.nbd.traffic)
-        budget = self.nbd.budget
         return {
-            "connections": self.nbd.connection_count,
-            "connections_max": self.nbd.connection_max,
-            "refused": self.nbd.refused_count,
-            "memory": budget.limit - budget.free,
-            "memory_max": budget.limit,
+            **nbd_statistics(self.nbd),
             "streams": self.streams,
             "stream_bytes": self.read_bytes,
             "resident": resident_bytes(),

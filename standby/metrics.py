@@ -72,16 +72,10 @@ def _export(families: Families, statistics: dict[str, Any] | None) -> None:
     families.gauge("export_up", "1: the process that serves snapshots answers.", statistics is not None)
     if statistics is None:
         return
-    families.gauge("nbd_connections", "NBD connections open, handshakes included.", statistics["connections"])
-    families.gauge("nbd_connections_max", "NBD connections allowed.", statistics["connections_max"])
-    text = "NBD connections that were refused or ended for what the client did."
-    families.counter("nbd_connections_refused", text, statistics["refused"])
-    families.gauge("request_memory_bytes", "Memory that NBD requests hold.", statistics["memory"])
-    text = "Memory that NBD requests may hold together."
-    families.gauge("request_memory_bytes_max", text, statistics["memory_max"])
+    families.nbd_server(statistics, exports="snapshots")
     families.gauge("export_streams", "Snapshots being read over gRPC.", statistics["streams"])
     text = "Snapshot bytes sent over gRPC."
     families.counter("export_stream_bytes", text, statistics["stream_bytes"])
     families.gauge("export_resident_memory_bytes", "Memory of the export process.", statistics["resident"])
     for volume, traffic in sorted(statistics["traffic"].items()):
-        families.traffic(Traffic.from_document(traffic), volume=volume)
+        families.traffic(Traffic.from_document(traffic), exports="snapshots", volume=volume)

@@ -22,7 +22,6 @@ from prometheus_client.registry import Collector
 from . import __version__
 from .config import Address
 from .errors import StillpointError
-from .nbd.budget import Budget
 from .nbd.listen import listen_tcp
 from .nbd.server import NbdServer
 from .tls import Credentials
@@ -90,16 +89,16 @@ class Families:
         self.latency("nbd_request_seconds", text, traffic.write_latency, **labels, operation="write")
         self.latency("nbd_request_seconds", text, traffic.flush_latency, **labels, operation="flush")
 
-    def nbd_server(self, server: NbdServer) -> None:
-        self.gauge("nbd_connections", "NBD connections open, handshakes included.", server.connection_count)
-        self.gauge("nbd_connections_max", "NBD connections allowed.", server.connection_max)
+    def nbd_server(self, server: Mapping[str, int], *, exports: str) -> None:
+        """server: `nbd_statistics`. exports: what it serves, "volumes", "snapshots" or "backups"."""
+        text = "NBD connections open, handshakes included."
+        self.gauge("nbd_connections", text, server["connections"], exports=exports)
+        self.gauge("nbd_connections_max", "NBD connections allowed.", server["connections_max"], exports=exports)
         text = "NBD connections that were refused or ended for what the client did."
-        self.counter("nbd_connections_refused", text, server.refused_count)
-        self.budget(server.budget)
-
-    def budget(self, budget: Budget) -> None:
-        self.gauge("request_memory_bytes", "Memory that NBD requests hold.", budget.limit - budget.free)
-        self.gauge("request_memory_bytes_max", "Memory that NBD requests may hold together.", budget.limit)
+        self.counter("nbd_connections_refused", text, server["refused"], exports=exports)
+        self.gauge("request_memory_bytes", "Memory that NBD requests hold.", server["memory"], exports=exports)
+        text = "Memory that NBD requests may hold together."
+        self.gauge("request_memory_bytes_max", text, server["memory_max"], exports=exports)
 
     def all(self) -> list[Metric]:
         return list(self._families.values())
@@ -110,6 +109,17 @@ class Families:
             family = kind(PREFIX + name, text, labels=list(labels))  # type: ignore[call-arg]
             self._families[name] = family
         return family
+
+
+def nbd_statistics(server: NbdServer) -> dict[str, int]:
+    """Can be written as JSON, for a server in another process of the node."""
+    return {
+        "connections": server.connection_count,
+        "connections_max": server.connection_max,
+        "refused": server.refused_count,
+        "memory": server.budget.limit - server.budget.free,
+        "memory_max": server.budget.limit,
+    }
 
 
 Gather = Callable[[Families], Awaitable[None]]
