@@ -291,8 +291,9 @@ class DataNode:
         try:
             await self.primary.release(volume, clean=clean)
         except StillpointError:
-            with contextlib.suppress(StillpointError):
-                self._serve(volume)
+            if volume not in self.primary.volumes:
+                with contextlib.suppress(StillpointError):
+                    self._serve(volume)
             raise
         mirror = await self._become_mirror(replica)
         replica.become(demoted(replica.state, clean=clean))

@@ -52,6 +52,7 @@ _THREADS = 8
 # How long a start waits for the standby to say whether it was promoted meanwhile.
 _ASK_S = 2.0
 _DROP_S = 5.0
+_CUT_S = 0.1
 
 
 class Copies(Protocol):
@@ -205,11 +206,23 @@ class PrimaryNode:
         """Serve the volume no longer; its clients are cut off.
 
         clean: with everything answered, flushed here and on the standby. Otherwise with what waits left unanswered,
-        because another node is the primary. Raises DeviceError when the last flush fails.
+        because another node is the primary.
+
+        Raises Refused when the standby lacks something, and the volume is served as before; DeviceError when the last
+        flush fails, and it is closed.
         """
         volume = self.volume(name)
         self._exports.pop(name, None)
-        await self.nbd.drop(volume.export, timeout_s=_DROP_S if clean else 0.0)
+        if clean:
+            try:
+                await self.nbd.drop(volume.export, timeout_s=_DROP_S)
+                await volume.settle()
+            except BaseException:
+                self._exports[name] = volume.export
+                raise
+        else:
+            while not await self.nbd.drop(volume.export, timeout_s=_CUT_S):
+                logger.warning("a request is still busy with the disk", extra={"volume": name})
         volume.export.gate.end()
         del self.volumes[name]
         if clean:

@@ -22,7 +22,7 @@ from .dirty_map import DirtyMap
 from .gate import LossPolicy
 from .intent_log import IntentLog
 from .mirrored_device import AckMode, CongestionPolicy, MirroredDevice
-from .pair import Pair
+from .pair import Pair, PairState
 from .record import VolumeRecord
 from .resync_limits import ResyncLimits
 from .spin import Spin
@@ -33,6 +33,8 @@ logger = logging.getLogger(__name__)
 
 # How often a probe that waits looks whether it waits for the gate.
 _GATE_LOOK_S = 0.2
+# How long a standby may take for the last flush before a volume is handed over to it.
+_SETTLE_S = 20.0
 
 
 class Volume:
@@ -235,6 +237,22 @@ class Volume:
         finally:
             flushing.cancel()
         await loop.run_in_executor(self._executor, self.device.flush)
+
+    async def settle(self) -> None:
+        """After its clients are gone: see to it that the standby has everything, durably.
+
+        Raises Refused, DeviceError.
+        """
+        self.export.set_mode(AckMode.SYNC)  # the queue of an asynchronous volume too
+        try:
+            async with asyncio.timeout(_SETTLE_S):
+                await self.export.barrier()
+        except TimeoutError:
+            raise Refused(f"volume {self.record.name!r}: its standby does not confirm the last flush") from None
+        finally:
+            self.export.set_mode(AckMode(self.record.mode))
+        if self.pair.state is not PairState.IN_SYNC:
+            raise Refused(f"volume {self.record.name!r}: its standby went away: {self.pair.detail}")
 
     async def close(self) -> None:
         """After its clients are gone: flush both nodes, end the session, mark the map clean.

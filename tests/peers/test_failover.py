@@ -196,7 +196,9 @@ def test_only_what_differs_travels_when_the_old_primary_comes_back(pair: LocalCl
     assert_same_disk(pair, "standby")
 
 
-def test_a_switchover_under_load_loses_nothing(pair: LocalCluster) -> None:
+@pytest.mark.parametrize("mode", ["sync", "async"])
+def test_a_switchover_under_load_loses_nothing(pair: LocalCluster, mode: str) -> None:
+    pair.cli("volume", "set", "vol", "--mode", mode)
     writer = Writer(uri(pair, "primary"), seed=5).start()
     writer.wait_for(200)
     pair.cli("switchover", "vol")
@@ -204,6 +206,7 @@ def test_a_switchover_under_load_loses_nothing(pair: LocalCluster) -> None:
     writer.check(read(pair, "standby"))
     until(lambda: in_sync(pair), pair)
     assert_same_disk(pair, "standby")
+    assert volume(pair)["mode"] == mode
 
 
 def test_a_primary_that_lives_is_never_taken_over_without_force(pair: LocalCluster) -> None:
