@@ -5,7 +5,9 @@
 The image is an ext4 file system of real files of this machine, about 30 % of it free. Image, repositories and copies
 are on tmpfs. borg compresses with zstd,1 and does not encrypt; restic compresses as it does by default, and always
 encrypts. Ours is timed from the request to the durable backup, with the snapshot served by another process over gRPC;
-theirs are whole commands that read the image as a file.
+theirs are whole commands that read the image as a file. The limit of reading is nbdcopy of the image to /dev/null.
+The ratios are medians of the rounds' own, as what else the machine does hits the contestants of a round alike.
+"processor" is the processor time of all processes of a step, the standby's too, which other work disturbs less.
 """
 
 from __future__ import annotations
@@ -15,11 +17,13 @@ import asyncio
 import json
 import os
 import random
+import resource
 import shutil
+import statistics
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -37,7 +41,7 @@ from stillpoint.wire.status import Context
 from stillpoint.wire.v1 import export_pb2
 from tests.support.standby import StandInStandby, serving
 
-from .support import BenchmarkError, find_tools, markdown_table, medians, memory_folder
+from .support import BenchmarkError, find_tools, markdown_table, medians, memory_folder, nbdkit_file
 
 MIB = 1 << 20
 BLOCK = 64 << 10
@@ -49,14 +53,14 @@ def main() -> int:
         prog="python -m benchmarks.backup_peers", description=(__doc__ or "").splitlines()[0]
     )
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--size", type=int, default=1024, metavar="MiB", help="of the image")
+    parser.add_argument("--size", type=int, default=2048, metavar="MiB", help="of the image")
     parser.add_argument("--serve", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.serve is not None:
         asyncio.run(serve(options.serve))
         return 0
     try:
-        find_tools("borg", "restic", "mke2fs")
+        find_tools("borg", "restic", "mke2fs", "nbdcopy", "nbdkit")
         print(run(options.rounds, options.size * MIB))
     except BenchmarkError as error:
         print(f"benchmarks.backup_peers: {error}", file=sys.stderr)
@@ -69,15 +73,22 @@ def run(rounds: int, size: int) -> str:
     with memory_folder() as folder:
         make_file_system(folder, folder / "original", size)
         for number in range(rounds):
-            contestants: list[Contestant] = [Ours(folder), Borg(folder), Restic(folder)]
+            contestants: list[Contestant] = [Ours(folder), Borg(folder), Restic(folder), Limit(folder)]
             # Each goes first once, so that none always finds the machine the others left.
             turn = number % len(contestants)
             for contestant in contestants[turn:] + contestants[:turn]:
                 for step, figure in contestant.measure(seed=number).items():
                     results.setdefault(f"{contestant.name}: {step}", []).append(figure)
                     print(f"{number}: {contestant.name}: {step}: {figure:.2f}", file=sys.stderr)
-    rows = [[name, f"{figure:,.2f}"] for name, figure in medians(results).items()]
+    rows = [[name, f"{figure:,.2f}"] for name, figure in [*medians(results).items(), *ratios(results)]]
     return markdown_table(["", f"{size // MIB} MiB ext4 image: s, or MiB"], rows)
+
+
+def ratios(results: Mapping[str, Sequence[float]]) -> Iterator[tuple[str, float]]:
+    for peer in (Borg.name, Restic.name):
+        for step in ("full", "full, processor", "2 % changed", "2 % changed, processor", "restore", "repository, MiB"):
+            pairs = zip(results[f"{peer}: {step}"], results[f"{Ours.name}: {step}"], strict=True)
+            yield f"{peer} / {Ours.name}: {step}", statistics.median(theirs / ours for theirs, ours in pairs)
 
 
 def make_file_system(folder: Path, image: Path, size: int) -> None:
@@ -157,10 +168,14 @@ class Command(Contestant):
 
     def steps(self, seed: int) -> dict[str, float]:
         self._run(*self.create)
-        figures = {"full": self._back_up("a")}
-        figures["repository, MiB"] = self.repository_mib()
-        self.note_change(seed)
-        figures["2 % changed"] = self._back_up("b")
+        figures = {}
+        for step, name in (("full", "a"), ("2 % changed", "b")):
+            processor_s = children_processor_s()
+            figures[step] = self._back_up(name)
+            figures[f"{step}, processor"] = children_processor_s() - processor_s
+            if name == "a":
+                figures["repository, MiB"] = self.repository_mib()
+                self.note_change(seed)
         started = time.perf_counter()
         with (self.folder / "restored").open("wb") as output:
             subprocess.run(self._fill(self.restore_to_stdout, "b"), check=True, stdout=output, env=self._environment())
@@ -200,8 +215,19 @@ class Restic(Command):
     restore_to_stdout = ("restic", "-q", "-r", "{repository}", "dump", "latest", "{image}")
 
 
+class Limit(Contestant):
+    name = "nbdcopy to /dev/null"
+
+    def steps(self, seed: int) -> dict[str, float]:
+        with nbdkit_file(self.image) as uri:
+            started = time.perf_counter()
+            subprocess.run(["nbdcopy", uri, "null:"], check=True)
+            return {"read": time.perf_counter() - started}
+
+
 class Ours(Contestant):
     name = "stillpoint"
+    _server_pid = 0
 
     def steps(self, seed: int) -> dict[str, float]:
         with self._server() as address:
@@ -214,9 +240,10 @@ class Ours(Contestant):
         figures = {}
 
         async def back_up(step: str, volume: str = "vol1") -> BackupId:
-            started = time.perf_counter()
+            started, processor_s = time.perf_counter(), time.process_time() + self._server_processor_s()
             record = await puller.run(volume, report=lambda _: None)
             figures[step] = time.perf_counter() - started
+            figures[f"{step}, processor"] = time.process_time() + self._server_processor_s() - processor_s
             self.received_bytes = record.received_bytes
             return record.id
 
@@ -245,10 +272,21 @@ class Ours(Contestant):
         command = [sys.executable, "-m", "benchmarks.backup_peers", "--serve", str(self.folder)]
         with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
             assert process.stdout is not None
+            self._server_pid = process.pid
             try:
                 yield Address.parse(process.stdout.readline().strip())
             finally:
                 process.terminate()
+
+    def _server_processor_s(self) -> float:
+        fields = Path(f"/proc/{self._server_pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def children_processor_s() -> float:
+    """Of processes that have ended and were waited for."""
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
 
 
 class Standby(StandInStandby):
