@@ -19,6 +19,7 @@ ALL = (
     "memory",
     "backup",
     "backup_peers",
+    "backup_index",
 )
 
 
