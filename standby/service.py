@@ -9,7 +9,7 @@ from collections import Counter
 
 import grpc
 
-from stillpoint.errors import InvalidRequest, NotFound, ProtocolError, SnapshotInvalid
+from stillpoint.errors import InvalidRequest, NotFound, ProtocolError, Refused, SnapshotInvalid
 from stillpoint.link import grpc as grpc_link
 from stillpoint.link.frames import PROTOCOL_VERSION
 from stillpoint.link.tokens import TokenGate
@@ -154,9 +154,13 @@ class StandbyService(standby_pb2_grpc.StandbyServiceServicer):
     async def ExportSnapshot(
         self, request: standby_pb2.ExportSnapshotRequest, context: Context
     ) -> standby_pb2.Snapshot:
+        snapshot = self._node.mirror(request.volume).engine.get(request.name)
+        if snapshot.state is not SnapshotState.ACTIVE:
+            reason = snapshot.invalid_reason or f"it is {snapshot.state.name.lower()}"
+            raise Refused(f"snapshot {request.volume}@{request.name} is not served: {reason}")
         if request.writable:
             await self._node.make_writable(request.volume, request.name)
-        return await self._describe(self._node.mirror(request.volume).engine.get(request.name))
+        return await self._describe(snapshot)
 
     @answers
     async def ProtectSnapshot(

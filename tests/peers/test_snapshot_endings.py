@@ -94,6 +94,11 @@ def test_readers_of_a_snapshot_that_a_full_store_costs_get_errors_and_nobody_fin
     asyncio.run(main())
     left = {each["name"]: each["state"] for each in cluster.cli("snapshot", "list", "end")}
     assert left == {"s2": "active"} | ({} if expire == "yes" else {"s1": "invalid"})
+    if expire == "no":
+        refused = cluster.run("snapshot", "export", "end@s1", "--writable")
+        assert refused.code == 1
+        assert refused.error.startswith("snapshot end@s1 is not served: store tight: ")
+        assert not cluster.cli("snapshot", "show", "end@s1")["writable"]
     uri = f"{cluster.env['standby']['nbd']}/end@s2"
     assert subprocess.run(["nbdcopy", uri, "-"], check=True, capture_output=True).stdout == b"\2" * SIZE
     assert Path(cluster.env["volumes"]["end"]["mirror_path"]).read_bytes() == b"\3" * SIZE
