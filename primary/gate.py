@@ -1,8 +1,8 @@
 """Whether answers may leave a volume: what happens to writes while no standby is in sync.
 
 Invariants
-- While `closed`, no write or flush is answered as done, unless every standby that it waited for has it. Those that
-  cannot be answered are withheld: they were made here, and are marked for whoever lacks them.
+- While `closed`, no write or flush is answered as done, unless every standby that it waited for has it; an error may be
+  answered. Those that cannot be answered are withheld: they were made here, and are marked for whoever lacks them.
 - While `refusing`, writes and flushes get EIO, and those that arrive are not made at all.
 - What is withheld is answered once, when the last reason to withhold it is gone.
 """
@@ -39,6 +39,7 @@ class Gate:
         self._alone = True
         self._excused = False  # an operator let writers go on, until a standby is in sync again
         self._reasons: dict[str, None] = {}
+        self._refusals: dict[str, None] = {}
         self._withheld: list[Request] = []
         self._ended = False
         self.closed = False
@@ -51,8 +52,8 @@ class Gate:
 
     @property
     def reasons(self) -> list[str]:
-        """Why answers are withheld, for status."""
-        return list(self._reasons)
+        """Why answers are withheld, or writers refused, for status."""
+        return [*self._reasons, *self._refusals]
 
     @property
     def withheld_count(self) -> int:
@@ -78,7 +79,7 @@ class Gate:
 
     def _judge(self) -> None:
         acts = self._alone and not self._excused
-        self.refusing = self._ended or (acts and self._policy is LossPolicy.ERROR)
+        self.refusing = self._ended or bool(self._refusals) or (acts and self._policy is LossPolicy.ERROR)
         if acts and self._policy is LossPolicy.SUSPEND:
             self.suspend(_NO_STANDBY)
         else:
@@ -89,6 +90,15 @@ class Gate:
         if not self._ended:
             self._reasons[reason] = None
             self.closed = True
+
+    def refuse(self, reason: str) -> None:
+        """Writers get EIO, those whose answers are withheld too, until `allow` is called with the same words."""
+        self._refusals[reason] = None
+        self._judge()
+
+    def allow(self, reason: str) -> None:
+        self._refusals.pop(reason, None)
+        self._judge()
 
     def resume(self, reason: str) -> None:
         """One reason less. Calling it for one that is not there does no harm."""
@@ -128,10 +138,18 @@ class Gate:
         request.remaining += 1
         self._withheld.append(request)
 
+    def failed(self, request: Request) -> None:
+        """It has an error for an answer, which promises nothing: the gate does not hold it up."""
+        if request in self._withheld:
+            self._withheld.remove(request)
+            answer_if_done([request])
+
     def settle(self, requests: Iterable[Request]) -> None:
         """They waited for a standby that is gone: answer them, or let them wait for the gate in its stead."""
         if self.closed:
-            self._withheld += requests
+            requests = list(requests)
+            self._withheld += [request for request in requests if not request.errno]
+            answer_if_done([request for request in requests if request.errno])
             return
         if self.refusing:
             requests = list(requests)

@@ -125,7 +125,6 @@ class MirroredDevice:
         # Called before anything is acknowledged that a standby lacks which could be taken for up to date. When it
         # raises DeviceError, nothing is written or acknowledged.
         self.unshared: Callable[[], None] | None = None
-        self._refusal = 0
         self._standbys: tuple[AttachedStandby, ...] = ()
         self._watched: list[Watched] = []
         # Bound once: one call less for each read.
@@ -176,10 +175,8 @@ class MirroredDevice:
         if self.gate.refusing:
             replier.reply(cookie, Errno.EIO)
             return
-        if self.unshared is not None:
-            self._go_on_alone()
-        if self._refusal:
-            replier.reply(cookie, self._refusal)
+        if self.unshared is not None and (refusal := self._go_on_alone()):
+            replier.reply(cookie, refusal)
             return
         length = len(payload)
         began = held_since or self._began or self._begin_batch()
@@ -228,10 +225,8 @@ class MirroredDevice:
             replier.reply(cookie, Errno.EIO)
             return
         began = held_since or self._began or self._begin_batch()
-        if self.unshared is not None:
-            self._go_on_alone()
-        if self._refusal:
-            replier.reply(cookie, self._refusal)
+        if self.unshared is not None and (refusal := self._go_on_alone()):
+            replier.reply(cookie, refusal)
             return
         intent = self._intent
         if intent is not None and not held_since:
@@ -267,10 +262,9 @@ class MirroredDevice:
 
     def flush(self, replier: Replier, cookie: int, /) -> None:
         began = self._began or self._begin_batch()
-        if self.unshared is not None and any(dirty.dirty_count or dirty.unflushed_bytes for dirty in self._maps):
-            self._go_on_alone()
-        if self._refusal:
-            replier.reply(cookie, self._refusal)
+        lacking = self.unshared is not None and any(dirty.dirty_count or dirty.unflushed_bytes for dirty in self._maps)
+        if lacking and (refusal := self._go_on_alone()):
+            replier.reply(cookie, refusal)
             return
         self._flusher.waiting.append(Request(replier, cookie, began, self.traffic.flush_latency))
 
@@ -287,14 +281,15 @@ class MirroredDevice:
         self._began = perf_counter()
         return self._began
 
-    def _go_on_alone(self) -> None:
+    def _go_on_alone(self) -> int:
+        """0, or the errno of whatever would be acknowledged by this node alone now."""
         assert self.unshared is not None
         try:
             self.unshared()
-            self._refusal = 0
         except DeviceError as error:
-            self.failure = str(error)
-            self._refusal = error.errno or Errno.EIO
+            self._fail(str(error))
+            return error.errno or Errno.EIO
+        return 0
 
     def end_batch(self) -> None:
         self._began = 0.0
@@ -346,6 +341,7 @@ class MirroredDevice:
             except StillpointError as error:
                 request.errno = nbd_errno(error)
                 failed = error
+                self.gate.failed(request)
                 for dirty in self._maps:
                     dirty.mark_dirty(Extent(offset, length))
                 logger.error("local write failed: %s", error, extra={"volume": self.name, "offset": offset})

@@ -33,10 +33,16 @@ from stillpoint.devices import BlockDevice
 from stillpoint.errors import DeviceError, FencedError, PeerUnavailable, ProtocolError, Refused, StillpointError
 from stillpoint.extents import Extent
 from stillpoint.link.base import Link
-from stillpoint.replica import By, Decision, Outcome, Reason, ReplicaState, Source, decide, mint
+from stillpoint.replica import PEERS_MAX, By, Decision, Outcome, Reason, ReplicaState, Source, decide, mint
 from stillpoint.replica.messages import pack_generation, pack_state
 from stillpoint.replica.replicas import Replica
-from stillpoint.replica.transitions import generation_offered, peer_added, resync_prepared, session_adopted
+from stillpoint.replica.transitions import (
+    generation_offered,
+    peer_added,
+    peer_removed,
+    resync_prepared,
+    session_adopted,
+)
 
 from .dirty_map import DirtyMap
 from .mirrored_device import AckMode, MirroredDevice
@@ -45,7 +51,7 @@ from .resync import Progress, resync
 from .resync_limits import ResyncLimits
 from .sender import Sender
 from .throttle import Throttle
-from .verify import Comparison, Verifier
+from .verify import Comparison, Verifier, keep_differences
 
 logger = logging.getLogger(__name__)
 
@@ -141,6 +147,7 @@ class Pair:
         self._superseded = superseded
         self._sharing_changed = sharing_changed
         self._going_alone = going_alone
+        self._stuck = ""  # why writers are refused until the standby is in sync again; empty: they are not
         self._must_ask = False  # a standby that was in sync went away, and answers wait until it was asked why
         self.verified_ns = 0
         self.mismatch_bytes = 0
@@ -246,15 +253,19 @@ class Pair:
             if self.peer is not None and self._dirty.dirty_count:
                 self._going_alone(self.peer.node)
         except DeviceError as error:
-            # What waits stays unanswered: nothing would tell this copy from the one that lacks it.
-            self._volume.gate.suspend(f"the metadata of this copy cannot be written: {error}")
+            # Nothing would tell this copy from the one that lacks what waits: so it fails, as what comes later does.
+            self._stuck = f"the metadata of this copy cannot be written: {error}"
+            self._volume.gate.refuse(self._stuck)
         self._sharing_changed()
         self._volume.gate.resume(_ASKING)
 
     def _decide(self, opened: OpenedLink) -> Decision:
         """Raises SupersededError, or Refused where no session is possible."""
         theirs = self.peer = opened.state
-        self._replica.become(peer_added(self._replica.state, theirs.node, theirs.name))
+        known = self._replica.state
+        if len(known.peers) == PEERS_MAX and all(peer.uuid != theirs.node for peer in known.peers):
+            known = peer_removed(known, known.peers[0].uuid)  # of a node that was replaced
+        self._replica.become(peer_added(known, theirs.node, theirs.name))
         mine = self._replica.state
         decision = decide(
             mine.side(theirs.node, dirty_bytes=self._dirty.dirty_bytes),
@@ -338,6 +349,11 @@ class Pair:
             assert self.progress is not None and decision.by is not None
             self._enter(PairState.SYNCING, decision.by.value)
             throttles = (self.throttle, self._limits.total)
+            if decision.by is By.CHECKSUM:
+                rate = self.throttle.rate
+                verifier = Verifier(self._device, self._volume, sender, self._executor, rate=rate)
+                await keep_differences(verifier, self._dirty)
+                self.progress = Progress(self._dirty.dirty_bytes)
             await resync(self._device, self._dirty, self._volume, sender, self._executor, self.progress, throttles)
         # From here on an acknowledgement without this standby needs a new generation.
         replica.become(generation_offered(replica.state, peer))
@@ -351,6 +367,9 @@ class Pair:
         if self._dirty.dirty_count:
             raise ProtocolError("chunks became dirty while the resync ended")
         self._enter(PairState.IN_SYNC, "")
+        if self._stuck:  # it has what waited, by the resync
+            self._volume.gate.allow(self._stuck)
+            self._stuck = ""
 
     async def _watch(self, sender: Sender) -> None:
         """Notice a silent standby, and keep little unflushed."""

@@ -20,6 +20,7 @@ from stillpoint.errors import PeerUnavailable
 from stillpoint.extents import Extent, split
 from stillpoint.link.frames import Verdict
 
+from .dirty_map import CHUNK_SIZE, DirtyMap
 from .mirrored_device import MirroredDevice
 from .resync import read_settled
 from .sender import Sender
@@ -129,6 +130,25 @@ class Verifier:
             _add(self.comparison.different, extent)
         elif verdict is Verdict.UNKNOWN:
             _add(self.comparison.undecided, extent)
+
+
+async def keep_differences(verifier: Verifier, dirty: DirtyMap) -> None:
+    """Of a map that calls everything dirty, keep what really differs: the rest need not be sent again.
+
+    A range that was the same at its point of the stream stays so, as every later write is sent. Marks go when all has
+    been compared; what is the same still has to be flushed there, like what was sent.
+    Raises PeerUnavailable; the map is as it was then.
+    """
+    async for _ in verifier.run():
+        pass
+    at = 0
+    for extent in sorted(verifier.comparison.different + verifier.comparison.undecided):
+        start = extent.offset // CHUNK_SIZE * CHUNK_SIZE
+        if start > at:
+            dirty.sent(Extent(at, start - at))
+        at = max(at, -(-extent.end // CHUNK_SIZE) * CHUNK_SIZE)
+    if at < verifier.comparison.total_bytes:
+        dirty.sent(Extent(at, verifier.comparison.total_bytes - at))
 
 
 def _add(extents: list[Extent], extent: Extent) -> None:

@@ -52,7 +52,7 @@ def congestion_word(policy: primary_pb2.Congestion) -> str:
 def writers_cell(volume: primary_pb2.Volume) -> str:
     """What stops writers, if anything does."""
     if volume.refusing:
-        return "REFUSED: no standby is in sync"
+        return f"REFUSED: {', '.join(volume.suspended) or 'no standby is in sync'}"
     if volume.suspended:
         return f"SUSPENDED ({volume.withheld_count} wait): {', '.join(volume.suspended)}"
     return ""

@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 from primary.sender import Sender
 from stillpoint.channel import Buffer, Receiver
+from stillpoint.digest import digest
 from stillpoint.errors import PeerUnavailable
 from stillpoint.link.frames import (
     FLUSH,
@@ -14,6 +15,7 @@ from stillpoint.link.frames import (
     WRITE,
     ZERO,
     FrameType,
+    Verdict,
     Watermarks,
     encode_header,
     read_frames,
@@ -102,6 +104,13 @@ class MirrorLink:
                 self._loop.call_soon(self._deliver, header + content)
             else:
                 self.answers_held.append(header + content)
+            return
+        if kind == FrameType.VERIFY:
+            there = bytes(self.image[offset : offset + length])
+            same = digest(there) == bytes(payload) if len(payload) else not any(there)
+            verdict = Verdict.SAME if same else Verdict.DIFFERENT
+            header = encode_header(FrameType.VERIFIED, verdict, 1, self._session, 0, offset, length)
+            self._loop.call_soon(self._deliver, header)
             return
         if not sequence:
             return

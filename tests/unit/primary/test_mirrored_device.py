@@ -436,3 +436,39 @@ def test_the_mode_changes_for_the_next_write(tmp_path: Path) -> None:
         assert bytes(link.durable) == made.content()
 
     on_a_bench(tmp_path, 1, play)
+
+
+def test_an_error_is_answered_even_while_the_gate_is_closed(tmp_path: Path) -> None:
+    async def play(made: Bench) -> None:
+        link = await made.join(0)
+        detached = made.detached
+
+        def decide(number: int) -> None:
+            made.volume.gate.suspend("deciding")
+            detached(number)
+
+        made.detached = decide
+        made.device.close()
+        assert await made.answered(made.write(0, b"A" * 512)) != 0
+        assert link.ended is not None
+        assert await made.answered(made.write(0, b"B" * 512)) != 0
+        assert made.volume.gate.withheld_count == 0
+
+    on_a_bench(tmp_path, 1, play)
+
+
+def test_who_may_not_go_on_refuses_writers_and_what_was_withheld(tmp_path: Path) -> None:
+    async def play(made: Bench) -> None:
+        gate = made.volume.gate
+        gate.suspend("deciding")
+        written, flushed = made.write(0, b"C" * 512), made.flush()
+        gate.refuse("cannot")
+        assert gate.reasons == ["deciding", "cannot"]
+        gate.resume("deciding")
+        assert await made.answered(written) == await made.answered(flushed) == Errno.EIO
+        assert await made.answered(made.write(0, b"D" * 512)) == Errno.EIO
+        gate.allow("cannot")
+        assert await made.answered(made.write(0, b"E" * 512)) == 0
+        assert await made.answered(made.flush()) == 0
+
+    on_a_bench(tmp_path, 1, play)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import random
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,8 @@ from primary.dirty_map import CHUNK_SIZE
 from primary.resync import Progress, resync
 from primary.resync_limits import ResyncLimits
 from primary.throttle import Throttle
+from primary.verify import Verifier, keep_differences
+from stillpoint.errors import PeerUnavailable
 from stillpoint.extents import Extent
 from tests.unit.primary.test_mirrored_device import SIZE, Bench, on_a_bench
 
@@ -126,3 +129,53 @@ def test_the_rate_that_is_shown_is_that_of_late() -> None:
         clock.now += 1
         progress.advance(10_000)
     assert progress.rate == pytest.approx(10_000, rel=0.1)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_where_all_has_to_be_compared_only_what_differs_is_sent(tmp_path: Path, seed: int) -> None:
+    """The last chunks of a difference that no chunk ends with, holes, and writes that come meanwhile included."""
+    print(f"seed {seed}")
+    choose = random.Random(seed)
+
+    async def play(made: Bench) -> None:
+        content = bytearray(choose.randbytes(SIZE))
+        content[3 * CHUNK_SIZE : 9 * CHUNK_SIZE] = bytes(6 * CHUNK_SIZE)
+        made.device.write(0, [content])
+        made.images[0][:] = content
+        differing = set()
+        for _ in range(3):
+            at = choose.randrange(SIZE)
+            made.images[0][at] ^= 1
+            differing.add(at // CHUNK_SIZE)
+        made.maps[0].mark_dirty(Extent(0, SIZE))
+        link = made.attach(0)
+        verifier = Verifier(made.device, made.volume, link.sender, made.executor, rate=0)
+        comparing = asyncio.ensure_future(keep_differences(verifier, made.maps[0]))
+        await asyncio.sleep(0)
+        written = made.write(choose.randrange(SIZE - 4096), choose.randbytes(4096))
+        await comparing
+        assert await made.answered(written) == 0
+        assert made.maps[0].dirty_count <= 4 * len(differing)  # it compares four chunks at a time
+        before = link.sent_bytes
+        await made.catch_up(0)
+        assert link.sent_bytes - before <= 4 * len(differing) * CHUNK_SIZE
+        assert bytes(link.durable) == made.content()
+        assert made.maps[0].dirty_count == 0
+
+    on_a_bench(tmp_path, 1, play)
+
+
+def test_a_comparison_that_is_cut_off_forgets_nothing(tmp_path: Path) -> None:
+    async def play(made: Bench) -> None:
+        made.device.write(0, [b"z" * SIZE])
+        made.maps[0].mark_dirty(Extent(0, SIZE))
+        link = made.attach(0)
+        verifier = Verifier(made.device, made.volume, link.sender, made.executor, rate=CHUNK_SIZE)
+        comparing = asyncio.ensure_future(keep_differences(verifier, made.maps[0]))
+        await asyncio.sleep(0.05)
+        link.break_off()
+        with pytest.raises(PeerUnavailable):
+            await comparing
+        assert made.maps[0].dirty_bytes == SIZE
+
+    on_a_bench(tmp_path, 1, play)
