@@ -6,7 +6,6 @@ TLS says that the other end is a data node, the token which of its sessions this
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import socket
 
@@ -26,6 +25,7 @@ RECEIVE_SIZE = 3 * (MAX_PAYLOAD_SIZE + HEADER_SIZE)
 _SOCKET_BUFFER_SIZE = 4 * 1024 * 1024
 # Connections that have not shown a token yet.
 _STRANGERS_MAX = 32
+_ACCEPT_RETRY_S = 0.5
 
 
 def tune(sock: socket.socket) -> None:
@@ -112,23 +112,43 @@ class DataLinkListener:
         return port
 
     def _accept(self) -> None:
-        with contextlib.suppress(OSError):
-            while True:
+        while True:
+            try:
                 sock, address = self._socket.accept()
-                peer = str(Address(address[0], address[1]))
-                if len(self._strangers) + len(self._handshakes) >= _STRANGERS_MAX:
-                    logger.warning(
-                        "data link refused: too many connections that have shown nothing", extra={"peer": peer}
-                    )
-                    sock.close()
-                    continue
-                tune(sock)
-                if self._credentials is None:
-                    self._put_before_gate(sock, peer)
-                    continue
-                task = asyncio.ensure_future(self._secure(sock, peer, self._credentials))
-                self._handshakes.add(task)
-                task.add_done_callback(self._handshakes.discard)
+            except (BlockingIOError, InterruptedError, ConnectionAbortedError):
+                return
+            except OSError as error:
+                # Out of descriptors, most likely: the waiting peer would wake us again and again.
+                logger.warning("cannot accept a data link: %s", error.strerror)
+                self._pause()
+                return
+            try:
+                self._admit(sock, str(Address(address[0], address[1])))
+            except OSError:  # gone already
+                sock.close()
+
+    def _pause(self) -> None:
+        loop = asyncio.get_running_loop()
+        loop.remove_reader(self._socket.fileno())
+
+        def resume() -> None:
+            if self._socket.fileno() >= 0:
+                loop.add_reader(self._socket.fileno(), self._accept)
+
+        loop.call_later(_ACCEPT_RETRY_S, resume)
+
+    def _admit(self, sock: socket.socket, peer: str) -> None:
+        if len(self._strangers) + len(self._handshakes) >= _STRANGERS_MAX:
+            logger.warning("data link refused: too many connections that have shown nothing", extra={"peer": peer})
+            sock.close()
+            return
+        tune(sock)
+        if self._credentials is None:
+            self._put_before_gate(sock, peer)
+            return
+        task = asyncio.ensure_future(self._secure(sock, peer, self._credentials))
+        self._handshakes.add(task)
+        task.add_done_callback(self._handshakes.discard)
 
     async def _secure(self, sock: socket.socket, peer: str, credentials: Credentials) -> None:
         try:
