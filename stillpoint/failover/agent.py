@@ -28,7 +28,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 from uuid import UUID
 
-from stillpoint.errors import StillpointError
+from stillpoint.errors import Refused, StillpointError
 
 from .config import FailoverConfig
 from .etcd import Etcd
@@ -40,6 +40,7 @@ from .messages import (
     AskPledges,
     FromAgent,
     FromNode,
+    HandOver,
     Order,
     PledgeAnswer,
     PledgeAsked,
@@ -102,11 +103,22 @@ class DataNode:
             case PledgeGiven(uuid, node, sent_s):
                 if (volume := self._volumes.get(uuid)) is not None:
                     volume.member.pledged(node, sent_s=sent_s)
+            case HandOver(uuid, to):
+                self._hand_over(self._volumes.get(uuid), to)
             case _:
                 # Not after now: a deadline must not follow from a clock that is not ours.
                 self._reported_s = max(self._reported_s, min(message.sent_s, time.monotonic()))
                 for report in message.volumes:
                     self._take(report)
+
+    def _hand_over(self, volume: Volume | None, to: str) -> None:
+        if volume is None:
+            return
+        try:
+            volume.member.hand_over(to)
+        except Refused as error:
+            logger.warning("%s", error, extra={"volume": str(volume.uuid)})
+            volume.ordered = None  # so that it is said once more what holds
 
     def _take(self, report: VolumeReport) -> None:
         volume = self._volumes.get(report.volume)

@@ -117,7 +117,7 @@ class Etcd:
                 _equal(prefix, volume, Key.LEADER, "CREATE", "create_revision", transaction.leader_created),
                 _equal(prefix, volume, Key.MEMBERS, "MOD", "mod_revision", transaction.members_modified),
             ],
-            "success": [*_puts(prefix, volume, transaction), *looks],
+            "success": [*_changes(prefix, volume, transaction), *looks],
             "failure": looks,
         }
         if transaction.unless_paused:
@@ -164,7 +164,7 @@ def _equal(prefix: str, volume: UUID, key: Key, target: str, field: str, revisio
     return {"key": _name(prefix, volume, key), "target": target, "result": "EQUAL", field: str(revision)}
 
 
-def _puts(prefix: str, volume: UUID, transaction: Transaction) -> list[dict[str, Any]]:
+def _changes(prefix: str, volume: UUID, transaction: Transaction) -> list[dict[str, Any]]:
     puts = []
     if (leader := transaction.leader) is not None:
         value = {"node": leader.node, "lease": leader.lease}
@@ -172,7 +172,10 @@ def _puts(prefix: str, volume: UUID, transaction: Transaction) -> list[dict[str,
     if (members := transaction.members) is not None:
         value = {"epoch": members.epoch, "nodes": sorted(members.nodes)}
         puts.append({"key": _name(prefix, volume, Key.MEMBERS), "value": _json(value)})
-    return [{"request_put": put} for put in puts]
+    requests: list[dict[str, Any]] = [{"request_put": put} for put in puts]
+    if transaction.resigns:
+        requests.append({"request_delete_range": {"key": _name(prefix, volume, Key.LEADER)}})
+    return requests
 
 
 def _json(value: dict[str, Any]) -> str:

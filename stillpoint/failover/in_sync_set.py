@@ -53,6 +53,7 @@ class Transaction:
 
     leader_created: the revision in which the leader's key was created. unless_paused: also compares that there is no
     pause. leader, members: what is written; None: left as it is. A leader is bound to the lease that it names.
+    resigns: the leader's key goes.
     """
 
     leader_created: int
@@ -60,6 +61,7 @@ class Transaction:
     leader: Leader | None = None
     members: Members | None = None
     unless_paused: bool = False
+    resigns: bool = False
 
 
 def is_vacant_for(observed: Observed, node: str) -> bool:
@@ -94,3 +96,10 @@ def change(observed: Observed, nodes: frozenset[str]) -> Transaction:
     assert observed.members is not None
     members = Members(observed.members.epoch, nodes)
     return Transaction(observed.leader_created, observed.members_modified, members=members)
+
+
+def handing_over(observed: Observed, to: str) -> Transaction:
+    """By the leader, which has stopped: one member alone is left, and the place is vacant for it."""
+    assert observed.members is not None
+    members = Members(observed.members.epoch, frozenset({to}))
+    return Transaction(observed.leader_created, observed.members_modified, members=members, resigns=True)

@@ -15,7 +15,19 @@ from __future__ import annotations
 import enum
 from dataclasses import dataclass
 
-from .in_sync_set import Leader, Observed, Transaction, change, first_leader, is_vacant_for, promotion, reacquisition
+from stillpoint.errors import Refused
+
+from .in_sync_set import (
+    Leader,
+    Observed,
+    Transaction,
+    change,
+    first_leader,
+    handing_over,
+    is_vacant_for,
+    promotion,
+    reacquisition,
+)
 from .lease import Lease
 
 _NEVER = float("-inf")
@@ -71,6 +83,7 @@ class Member:
         self._wants_out: set[str] = set()
         self._joining: set[str] = set()
         self._wants_in: set[str] = set()
+        self._hands_to = ""
         self._asked: Request | None = None
         self._uncertain = False
         # The revision of the members that a transaction without an answer had compared. Until they change it may land.
@@ -90,7 +103,7 @@ class Member:
     def serves_until_s(self) -> float:
         # A key bound to an earlier lease of ours may be gone by now, whatever the present lease is good for.
         by_lease_s = self._lease.serves_until_s if self.observed.leader == self._me() else _NEVER
-        return max(by_lease_s, self._pledged_until_s())
+        return max(by_lease_s, self._pledged_until_s()) if not self._hands_to else _NEVER
 
     @property
     def awaited(self) -> frozenset[str]:
@@ -117,6 +130,17 @@ class Member:
             self._wants_in.add(node)
             self._joining.add(node)
 
+    def hand_over(self, to: str) -> None:
+        """The node has stopped serving and flushed everything; that member is to be primary, at once. This one does not
+        serve again, unless the set changes first so that it cannot hand over. Raises Refused."""
+        if self.part is not Part.PRIMARY or to not in self._could_follow():
+            raise Refused(f"node {to} cannot take over from node {self.node}: it is not in the in-sync set")
+        self._hands_to = to
+
+    def _could_follow(self) -> frozenset[str]:
+        members = self.observed.members
+        return members.nodes - self._wants_out - {self.node} if members is not None else frozenset()
+
     # --- etcd
 
     def next_request(self, now_s: float) -> Request | None:
@@ -134,6 +158,8 @@ class Member:
             return Read()
         members = self.observed.members
         assert members is not None
+        if self._hands_to and self._hands_to not in self._wants_out:
+            return handing_over(self.observed, self._hands_to)
         if self.observed.leader is None:
             if self._lease.id and self._lease.holds(now_s):
                 return reacquisition(self.observed, self._me())
@@ -183,9 +209,12 @@ class Member:
             self._joining = self._wants_in - observed.members.nodes
         self._wants_in -= observed.members.nodes
         self._wants_out &= observed.members.nodes | self._joining
+        if self._in_doubt is None and (self._hands_to not in self._could_follow() or observed.leader is None):
+            self._hands_to = ""
 
     def _deposed(self, observed: Observed, mine: bool) -> bool:
-        if observed.members is None or observed.members.epoch != self.epoch:
+        members = observed.members
+        if members is None or members.epoch != self.epoch or self.node not in members.nodes:
             return True
         # An absent leader was this node, whose lease ended; nobody took over, or the epoch would be another.
         return not mine and observed.leader is not None and observed.leader.node != self.node
@@ -207,7 +236,11 @@ class Member:
 
     def pledges_wanted(self, now_s: float) -> frozenset[str]:
         """Whom to ask for a pledge of `ttl_s`, now: nobody while the lease is being renewed."""
-        if self.part is not Part.PRIMARY or self._lease.serves_until_s - now_s > self._times.ttl_s / 2:
+        if (
+            self.part is not Part.PRIMARY
+            or self._hands_to
+            or self._lease.serves_until_s - now_s > self._times.ttl_s / 2
+        ):
             return frozenset()
         return self.awaited
 

@@ -6,6 +6,7 @@ Node to agent
     Report        the heartbeat, several times a second and whenever something changes: all there is to know, each time
     PledgeAsked   a primary elsewhere asks this node for a pledge; the node's own RPC brought the question
     PledgeGiven   a node elsewhere said yes to what AskPledges wanted
+    HandOver      the node has stopped; another is to be primary
 Agent to node
     Order         for one volume, when it changed: what the node is, until when, and whom its writes wait for
     AskPledges    ask these nodes, and report who says yes
@@ -67,6 +68,12 @@ class PledgeGiven:
 
 
 @dataclass(frozen=True, slots=True)
+class HandOver:
+    volume: UUID
+    to: str
+
+
+@dataclass(frozen=True, slots=True)
 class Order:
     """The node answers reads and admits writes while it is PRIMARY and before `serves_until_s`, and looks right before
     each; a write is answered when all of `awaited` have acknowledged it. STOPPED: it has to become a standby again."""
@@ -92,7 +99,7 @@ class PledgeAnswer:
     given: bool
 
 
-FromNode = Report | PledgeAsked | PledgeGiven
+FromNode = Report | PledgeAsked | PledgeGiven | HandOver
 FromAgent = Order | AskPledges | PledgeAnswer
 
 
@@ -115,6 +122,7 @@ def decode_from_node(line: bytes) -> FromNode:
         "Report": _report,
         "PledgeAsked": _pledge_asked,
         "PledgeGiven": _pledge_given,
+        "HandOver": _hand_over,
     }
     return _decode(line, kinds)
 
@@ -158,6 +166,10 @@ def _pledge_asked(fields: dict[str, Any]) -> PledgeAsked:
 
 def _pledge_given(fields: dict[str, Any]) -> PledgeGiven:
     return PledgeGiven(UUID(fields["volume"]), str(fields["node"]), float(fields["sent_s"]))
+
+
+def _hand_over(fields: dict[str, Any]) -> HandOver:
+    return HandOver(UUID(fields["volume"]), str(fields["to"]))
 
 
 def _order(fields: dict[str, Any]) -> Order:

@@ -25,6 +25,7 @@ from .messages import (
     LINE_SIZE_MAX,
     AskPledges,
     FromNode,
+    HandOver,
     Order,
     PledgeAnswer,
     PledgeAsked,
@@ -97,6 +98,13 @@ class AgentLink:
 
     def pledged(self, wanted: AskPledges, node: str) -> None:
         self._tell(PledgeGiven(wanted.volume, node, wanted.sent_s))
+
+    def hand_over(self, volume: UUID, to: str) -> None:
+        """Switch over: this node has stopped serving, and every member has flushed.
+
+        An Order says STOPPED when it is done, and PRIMARY with a deadline when it could not be: `to` is no member.
+        """
+        self._tell(HandOver(volume, to))
 
     def _tell(self, message: FromNode) -> None:
         if not self._writer.is_closing():

@@ -227,6 +227,24 @@ def test_a_node_whose_agent_is_stopped_serves_to_its_deadline_and_is_not_followe
     assert not a.is_serving()
 
 
+def test_a_primary_hands_over_to_the_member_it_names_at_once_and_to_nobody_else(
+    pair: tuple[Machine, Machine],
+) -> None:
+    a, b = pair
+    a.tell({"hand_over": "c"})
+    assert a.until_part("primary")["left_s"] > 0
+    assert a.is_serving()
+    began_s = time.monotonic()
+    a.tell({"hand_over": "b"})
+    a.until_part("stopped")
+    assert not a.is_serving()
+    b.until_part("primary", epoch=2)
+    took_s = time.monotonic() - began_s
+    print(f"handed over in {took_s:.2f} s")
+    assert took_s < TTL_S - 1, "nobody waited for a lease to end"
+    assert a.node.poll() is None, "it said that it stopped"
+
+
 def test_a_primary_goes_on_without_a_standby_only_when_etcd_has_removed_it(pair: tuple[Machine, Machine]) -> None:
     a, b = pair
     a.tell({"lost": "b"})

@@ -20,6 +20,7 @@ from stillpoint.failover.in_sync_set import (
     Observed,
     change,
     first_leader,
+    handing_over,
     is_vacant_for,
     promotion,
     reacquisition,
@@ -90,6 +91,16 @@ def test_the_leader_goes_with_its_lease_and_a_member_takes_over(etcd: Etcd) -> N
     assert etcd.commit(PREFIX, volume, reacquisition(seen, Leader("a", mine))) == taken
     assert etcd.keep_alive(old) == 0
     assert etcd.keep_alive(mine) >= 59
+
+
+def test_a_leader_that_hands_over_leaves_the_place_vacant_for_that_member_alone(etcd: Etcd) -> None:
+    volume = uuid4()
+    lease, _ = etcd.grant(60)
+    first = etcd.commit(PREFIX, volume, first_leader(Leader("a", lease), epoch=1))
+    three = etcd.commit(PREFIX, volume, change(first, frozenset("abc")))
+    seen = etcd.commit(PREFIX, volume, handing_over(three, "c"))
+    assert [is_vacant_for(seen, node) for node in "abc"] == [False, False, True]
+    assert etcd.commit(PREFIX, volume, handing_over(three, "b")) == seen
 
 
 def test_a_pause_stops_promotions_and_nothing_else(etcd: Etcd) -> None:

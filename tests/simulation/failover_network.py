@@ -173,6 +173,8 @@ class Etcd:
                 self.observed = self._with(leader=request.leader, leader_created=self.revision)
             if request.members is not None:
                 self.observed = self._with(members=request.members, members_modified=self.revision)
+            if request.resigns:
+                self.observed = self._with(leader=None, leader_created=0)
             self.world.note(f"etcd: {request}")
             self.changed()
         return self.observed

@@ -13,6 +13,7 @@ And once all is well again: one node serves, all are in the set, and all copies 
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from collections.abc import Callable
 from types import ModuleType
@@ -250,7 +251,7 @@ class World(Network):
             return
         self.at(self.random.expovariate(1 / self.trouble_s), self.trouble)
         node = self.random.choice(self.nodes)
-        match self.random.randrange(9):
+        match self.random.randrange(11):
             case 0:
                 self.crash(node)
             case 1 | 2:
@@ -277,7 +278,11 @@ class World(Network):
                 self.cut |= pairs
                 self.note(f"{node.name} is cut off from everybody but its clients")
                 self.at(self.random.choice((1.0, 5.0, 9.0)), lambda: self.heal(pairs))
-            case 8:
+            case 8 | 9:
+                with contextlib.suppress(Refused):
+                    node.member.hand_over(self.random.choice(self.nodes).name)
+                    self.note(f"{node.name} hands over to {node.member._hands_to}")
+            case 10:
                 self.slow = self.random.choice((0.01, 0.1, 0.5))
 
     def heal(self, pairs: set[tuple[str, str]]) -> None:

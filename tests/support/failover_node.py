@@ -65,6 +65,8 @@ class Node:
             case {"pledged": node}:
                 assert self.pledges is not None
                 self.link.pledged(self.pledges, node)
+            case {"hand_over": to}:
+                self.link.hand_over(self.volume, to)
             case "serving?":
                 say(serving=self.link.may_serve(self.volume))
             case "hang":

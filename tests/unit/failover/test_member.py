@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import pytest
+
+from stillpoint.errors import Refused
 from stillpoint.failover.in_sync_set import Leader, Members, Observed, Transaction
 from stillpoint.failover.lease import Lease, LeaseTimes
 from stillpoint.failover.member import CopyState, Member, Part, Read, Readiness
@@ -150,3 +153,30 @@ def test_a_primary_whose_key_went_takes_it_again_in_the_same_epoch() -> None:
     assert not member.may_serve(LATE_S), "its lease is bound to no key"
     asked = _asks(member)
     assert (asked.leader, asked.members, asked.members_modified) == (Leader("a", 7), None, 9)
+
+
+def test_who_hands_over_does_not_serve_and_stops_when_the_set_is_the_other_node() -> None:
+    member = _primary()
+    with pytest.raises(Refused, match="not in the in-sync set"):
+        member.hand_over("c")
+    assert member.may_serve(LATE_S)
+    member.hand_over("b")
+    assert not member.may_serve(LATE_S)
+    asked = _asks(member)
+    assert (asked.members, asked.resigns, asked.members_modified) == (Members(4, frozenset("b")), True, 9)
+    member.answered(Observed(None, 0, Members(4, frozenset("b")), 10))
+    assert member.part is Part.STOPPED
+
+
+def test_a_hand_over_without_an_answer_keeps_the_node_from_serving_until_it_is_known() -> None:
+    member = _primary()
+    member.hand_over("b")
+    _asks(member)
+    member.unanswered()
+    member.lost("b")
+    assert isinstance(member.next_request(LATE_S), Read)
+    member.answered(Observed(Leader("a", 7), 5, Members(4, frozenset("ab")), 9))
+    assert not member.may_serve(LATE_S), "it may still be handed over"
+    assert _asks(member).members == Members(4, frozenset("a"))
+    member.answered(Observed(Leader("a", 7), 5, Members(4, frozenset("a")), 10))
+    assert member.may_serve(LATE_S)

@@ -12,6 +12,7 @@ from stillpoint.failover.messages import (
     AskPledges,
     FromAgent,
     FromNode,
+    HandOver,
     Order,
     PledgeAnswer,
     PledgeAsked,
@@ -34,6 +35,7 @@ READY = Readiness(fenced=True, resynced=True, live=True, caught_up=False)
         Report(12.5, (VolumeReport(VOLUME, CopyState(True, 3, False), True, ("b",), {"c": READY}),)),
         PledgeAsked(1, VOLUME, 3),
         PledgeGiven(VOLUME, "b", 11.25),
+        HandOver(VOLUME, "b"),
     ],
 )
 def test_what_a_node_says_is_read_as_it_was_said(message: FromNode) -> None:
