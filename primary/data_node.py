@@ -91,11 +91,12 @@ class DataNode:
 
     # --- becoming primary
 
-    async def promote(self, volume: str, *, force: bool = False, snapshot: str = "") -> float:
+    async def promote(self, volume: str, *, force: bool = False, snapshot: str = "", mode: str = "") -> float:
         """Serve the volume from this copy from now on; the seconds it took. Durable, and served, on return.
 
-        snapshot: set the copy back to it first. force: even if another node seems to serve the volume, or this copy is
-        known to be behind. Raises NotFound, Refused; then nothing has changed.
+        mode: how writes are answered; empty: as at the last session. snapshot: set the copy back to it first.
+        force: even if another node seems to serve the volume, or this copy is known to be behind.
+        Raises NotFound, Refused; then nothing has changed.
         """
         began = time.monotonic()
         async with self._changing[volume]:
@@ -112,7 +113,7 @@ class DataNode:
                     await mirror.set_back(snapshot)
                     replica.become(rolled_back(replica.state))
                 await mirror.engine.flush()
-                self.primary.prepare(self._volume_record(mirror))
+                self.primary.prepare(self._volume_record(mirror, mode))
                 state = replica.state
                 # Who names the snapshot knows that the copy is behind.
                 replica.become(promoted(state, mint(state.fence.epoch + 1), force=force or bool(snapshot)))
@@ -162,11 +163,11 @@ class DataNode:
             f"as it was {age_s} s ago it can be promoted with --snapshot {fallback.name}"
         )
 
-    def _volume_record(self, mirror: Mirror) -> VolumeRecord:
+    def _volume_record(self, mirror: Mirror, mode: str) -> VolumeRecord:
         record = mirror.record
         known = self.primary.record(record.volume)
         if known is not None:
-            known.size = record.size
+            known.size, known.mode = mirror.engine.size, mode or record.mode
             return known
         return VolumeRecord(
             folder=self.primary.folder(record.volume),
@@ -174,7 +175,7 @@ class DataNode:
             uuid=record.volume_uuid,
             size=mirror.engine.size,
             block_size=record.block_size,
-            mode=record.mode,
+            mode=mode or record.mode,
             device_paths=record.device_paths,
             created_ns=record.created_ns,
         )
@@ -198,9 +199,10 @@ class DataNode:
             replica = served.replica
             peer = served.pair.peer
             assert peer is not None
+            mode = served.record.mode
             await self._stop_serving(replica, clean=True)
             try:
-                await self.primary.standby.promote(volume)
+                await self.primary.standby.promote(volume, mode=mode)
             except StillpointError as error:
                 await self._take_back(replica, error)
         logger.warning("switched over", extra={"volume": volume, "to": peer.name})

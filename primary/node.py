@@ -197,10 +197,16 @@ class PrimaryNode:
     def prepare(self, record: VolumeRecord) -> None:
         """Make what serving the volume needs, durably, so that only the role is left to change."""
         self._listen()
-        if not record.file.exists():
+        before = self.record(record.name)
+        if before is None:
             record.folder.mkdir(parents=True, exist_ok=True)
             open_map(record).close(clean=True)
-            record.save()
+        elif before.size < record.size:  # it grew while another node served it
+            self._former.close(record.name)
+            dirty = open_map(before)
+            dirty.grow(record.size)
+            dirty.close(clean=True)
+        record.save()
 
     async def release(self, name: str, *, clean: bool) -> VolumeRecord:
         """Serve the volume no longer; its clients are cut off.

@@ -8,13 +8,14 @@ from uuid import UUID
 
 import grpc
 
-from stillpoint.errors import Refused
+from stillpoint.errors import InvalidRequest, Refused
 from stillpoint.replica import Flags, Role
 from stillpoint.replica.replicas import Replica
 from stillpoint.wire.status import Context, answers
 from stillpoint.wire.v1 import common_pb2, replica_pb2, replica_pb2_grpc
 
 from .data_node import DataNode
+from .mirrored_device import AckMode
 
 SERVICE_NAME = "stillpoint.wire.v1.ReplicaService"
 
@@ -36,7 +37,11 @@ class ReplicaService(replica_pb2_grpc.ReplicaServiceServicer):
 
     @answers
     async def Promote(self, request: replica_pb2.PromoteRequest, context: Context) -> replica_pb2.PromoteResponse:
-        took_s = await self._node.promote(request.volume, force=request.force, snapshot=request.snapshot)
+        if request.mode and request.mode not in {mode.value for mode in AckMode}:
+            raise InvalidRequest(f"volume {request.volume!r}: there is no mode {request.mode[:20]!r}")
+        took_s = await self._node.promote(
+            request.volume, force=request.force, snapshot=request.snapshot, mode=request.mode
+        )
         return replica_pb2.PromoteResponse(
             replica=self._described(request.volume),
             duration_ns=int(took_s * 1e9),

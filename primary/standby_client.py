@@ -123,10 +123,10 @@ class StandbyClient:
             answer: replica_pb2.ReplicaList = await self._replicas.ListReplicas(common_pb2.Empty(), timeout=timeout_s)
         return answer
 
-    async def promote(self, volume: str) -> replica_pb2.PromoteResponse:
+    async def promote(self, volume: str, *, mode: str) -> replica_pb2.PromoteResponse:
         async with self._errors():
             answer: replica_pb2.PromoteResponse = await self._replicas.Promote(
-                replica_pb2.PromoteRequest(volume=volume), timeout=_PROMOTE_TIMEOUT_S
+                replica_pb2.PromoteRequest(volume=volume, mode=mode), timeout=_PROMOTE_TIMEOUT_S
             )
         return answer
 

@@ -290,6 +290,18 @@ def test_a_copy_in_the_middle_of_a_resync_is_refused_and_its_state_before_is_off
     assert read(pair, "standby") == b"\x01" * SIZE
 
 
+def test_a_volume_that_grew_on_the_other_node_comes_back_whole(pair: LocalCluster) -> None:
+    pair.cli("switchover", "vol")
+    until(lambda: in_sync(pair), pair)
+    pair.cli("volume", "resize", "vol", "--size", "48MiB")
+    assert run_io(pair, "standby", "write -P 6 40M 1M", "flush").returncode == 0
+    pair.cli("switchover", "vol")
+    until(lambda: in_sync(pair), pair)
+    assert volume(pair)["size"] == 48 * MIB
+    assert "failed" not in run_io(pair, "primary", "read -P 6 40M 1M").stdout
+    assert_same_disk(pair, "primary")
+
+
 def test_a_standby_that_was_replaced_gets_everything_when_it_is_told_to(pair: LocalCluster) -> None:
     run_io(pair, "primary", "write -P 5 0 8M", "flush")
     pair.kill("standby")

@@ -25,37 +25,37 @@ _sym_db = _symbol_database.Default()
 from stillpoint.wire.v1 import common_pb2 as stillpoint_dot_wire_dot_v1_dot_common__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n stillpoint/wire/v1/replica.proto\x12\x12stillpoint.wire.v1\x1a\x1fstillpoint/wire/v1/common.proto\"\xe6\x01\n\x07Replica\x12\x0e\n\x06volume\x18\x01 \x01(\t\x12\x13\n\x0bvolume_uuid\x18\x02 \x01(\t\x12\x0c\n\x04node\x18\x03 \x01(\t\x12-\n\x04role\x18\x04 \x01(\x0e\x32\x1f.stillpoint.wire.v1.ReplicaRole\x12\r\n\x05\x65poch\x18\x05 \x01(\r\x12\x12\n\ngeneration\x18\x06 \x01(\t\x12\x12\n\nup_to_date\x18\x07 \x01(\x08\x12\x12\n\nconsistent\x18\x08 \x01(\x08\x12\x0e\n\x06\x64\x65tail\x18\t \x01(\t\x12\x10\n\x08\x66\x61llback\x18\n \x01(\t\x12\x0c\n\x04size\x18\x0b \x01(\x04\"J\n\x0bReplicaList\x12\x0c\n\x04node\x18\x01 \x01(\t\x12-\n\x08replicas\x18\x02 \x03(\x0b\x32\x1b.stillpoint.wire.v1.Replica\"A\n\x0ePromoteRequest\x12\x0e\n\x06volume\x18\x01 \x01(\t\x12\r\n\x05\x66orce\x18\x02 \x01(\x08\x12\x10\n\x08snapshot\x18\x03 \x01(\t\"i\n\x0fPromoteResponse\x12,\n\x07replica\x18\x01 \x01(\x0b\x32\x1b.stillpoint.wire.v1.Replica\x12\x13\n\x0b\x64uration_ns\x18\x02 \x01(\x04\x12\x13\n\x0bnbd_address\x18\x03 \x01(\t\"#\n\x11SwitchOverRequest\x12\x0e\n\x06volume\x18\x01 \x01(\t\"\x1f\n\rRejoinRequest\x12\x0e\n\x06volume\x18\x01 \x01(\t\"/\n\x0eOutrankRequest\x12\x0e\n\x06volume\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\r\"/\n\rGiveUpRequest\x12\x0e\n\x06volume\x18\x01 \x01(\t\x12\x0e\n\x06winner\x18\x02 \x01(\t\"P\n\x0eGiveUpResponse\x12,\n\x07replica\x18\x01 \x01(\x0b\x32\x1b.stillpoint.wire.v1.Replica\x12\x10\n\x08snapshot\x18\x02 \x01(\t\"7\n\x10ListDirtyRequest\x12\x0e\n\x06volume\x18\x01 \x01(\t\x12\x13\n\x0bvolume_uuid\x18\x02 \x01(\t\"0\n\x0c\x44irtyExtents\x12\x0f\n\x07offsets\x18\x01 \x03(\x04\x12\x0f\n\x07lengths\x18\x02 \x03(\x04*_\n\x0bReplicaRole\x12\x1c\n\x18REPLICA_ROLE_UNSPECIFIED\x10\x00\x12\x18\n\x14REPLICA_ROLE_PRIMARY\x10\x01\x12\x18\n\x14REPLICA_ROLE_STANDBY\x10\x02\x32\xc0\x04\n\x0eReplicaService\x12J\n\x0cListReplicas\x12\x19.stillpoint.wire.v1.Empty\x1a\x1f.stillpoint.wire.v1.ReplicaList\x12R\n\x07Promote\x12\".stillpoint.wire.v1.PromoteRequest\x1a#.stillpoint.wire.v1.PromoteResponse\x12P\n\nSwitchOver\x12%.stillpoint.wire.v1.SwitchOverRequest\x1a\x1b.stillpoint.wire.v1.Replica\x12H\n\x06Rejoin\x12!.stillpoint.wire.v1.RejoinRequest\x1a\x1b.stillpoint.wire.v1.Replica\x12O\n\x06GiveUp\x12!.stillpoint.wire.v1.GiveUpRequest\x1a\".stillpoint.wire.v1.GiveUpResponse\x12J\n\x07Outrank\x12\".stillpoint.wire.v1.OutrankRequest\x1a\x1b.stillpoint.wire.v1.Replica\x12U\n\tListDirty\x12$.stillpoint.wire.v1.ListDirtyRequest\x1a .stillpoint.wire.v1.DirtyExtents0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n stillpoint/wire/v1/replica.proto\x12\x12stillpoint.wire.v1\x1a\x1fstillpoint/wire/v1/common.proto\"\xe6\x01\n\x07Replica\x12\x0e\n\x06volume\x18\x01 \x01(\t\x12\x13\n\x0bvolume_uuid\x18\x02 \x01(\t\x12\x0c\n\x04node\x18\x03 \x01(\t\x12-\n\x04role\x18\x04 \x01(\x0e\x32\x1f.stillpoint.wire.v1.ReplicaRole\x12\r\n\x05\x65poch\x18\x05 \x01(\r\x12\x12\n\ngeneration\x18\x06 \x01(\t\x12\x12\n\nup_to_date\x18\x07 \x01(\x08\x12\x12\n\nconsistent\x18\x08 \x01(\x08\x12\x0e\n\x06\x64\x65tail\x18\t \x01(\t\x12\x10\n\x08\x66\x61llback\x18\n \x01(\t\x12\x0c\n\x04size\x18\x0b \x01(\x04\"J\n\x0bReplicaList\x12\x0c\n\x04node\x18\x01 \x01(\t\x12-\n\x08replicas\x18\x02 \x03(\x0b\x32\x1b.stillpoint.wire.v1.Replica\"O\n\x0ePromoteRequest\x12\x0e\n\x06volume\x18\x01 \x01(\t\x12\r\n\x05\x66orce\x18\x02 \x01(\x08\x12\x0c\n\x04mode\x18\x04 \x01(\t\x12\x10\n\x08snapshot\x18\x03 \x01(\t\"i\n\x0fPromoteResponse\x12,\n\x07replica\x18\x01 \x01(\x0b\x32\x1b.stillpoint.wire.v1.Replica\x12\x13\n\x0b\x64uration_ns\x18\x02 \x01(\x04\x12\x13\n\x0bnbd_address\x18\x03 \x01(\t\"#\n\x11SwitchOverRequest\x12\x0e\n\x06volume\x18\x01 \x01(\t\"\x1f\n\rRejoinRequest\x12\x0e\n\x06volume\x18\x01 \x01(\t\"/\n\x0eOutrankRequest\x12\x0e\n\x06volume\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\r\"/\n\rGiveUpRequest\x12\x0e\n\x06volume\x18\x01 \x01(\t\x12\x0e\n\x06winner\x18\x02 \x01(\t\"P\n\x0eGiveUpResponse\x12,\n\x07replica\x18\x01 \x01(\x0b\x32\x1b.stillpoint.wire.v1.Replica\x12\x10\n\x08snapshot\x18\x02 \x01(\t\"7\n\x10ListDirtyRequest\x12\x0e\n\x06volume\x18\x01 \x01(\t\x12\x13\n\x0bvolume_uuid\x18\x02 \x01(\t\"0\n\x0c\x44irtyExtents\x12\x0f\n\x07offsets\x18\x01 \x03(\x04\x12\x0f\n\x07lengths\x18\x02 \x03(\x04*_\n\x0bReplicaRole\x12\x1c\n\x18REPLICA_ROLE_UNSPECIFIED\x10\x00\x12\x18\n\x14REPLICA_ROLE_PRIMARY\x10\x01\x12\x18\n\x14REPLICA_ROLE_STANDBY\x10\x02\x32\xc0\x04\n\x0eReplicaService\x12J\n\x0cListReplicas\x12\x19.stillpoint.wire.v1.Empty\x1a\x1f.stillpoint.wire.v1.ReplicaList\x12R\n\x07Promote\x12\".stillpoint.wire.v1.PromoteRequest\x1a#.stillpoint.wire.v1.PromoteResponse\x12P\n\nSwitchOver\x12%.stillpoint.wire.v1.SwitchOverRequest\x1a\x1b.stillpoint.wire.v1.Replica\x12H\n\x06Rejoin\x12!.stillpoint.wire.v1.RejoinRequest\x1a\x1b.stillpoint.wire.v1.Replica\x12O\n\x06GiveUp\x12!.stillpoint.wire.v1.GiveUpRequest\x1a\".stillpoint.wire.v1.GiveUpResponse\x12J\n\x07Outrank\x12\".stillpoint.wire.v1.OutrankRequest\x1a\x1b.stillpoint.wire.v1.Replica\x12U\n\tListDirty\x12$.stillpoint.wire.v1.ListDirtyRequest\x1a .stillpoint.wire.v1.DirtyExtents0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'stillpoint.wire.v1.replica_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_REPLICAROLE']._serialized_start=929
-  _globals['_REPLICAROLE']._serialized_end=1024
+  _globals['_REPLICAROLE']._serialized_start=943
+  _globals['_REPLICAROLE']._serialized_end=1038
   _globals['_REPLICA']._serialized_start=90
   _globals['_REPLICA']._serialized_end=320
   _globals['_REPLICALIST']._serialized_start=322
   _globals['_REPLICALIST']._serialized_end=396
   _globals['_PROMOTEREQUEST']._serialized_start=398
-  _globals['_PROMOTEREQUEST']._serialized_end=463
-  _globals['_PROMOTERESPONSE']._serialized_start=465
-  _globals['_PROMOTERESPONSE']._serialized_end=570
-  _globals['_SWITCHOVERREQUEST']._serialized_start=572
-  _globals['_SWITCHOVERREQUEST']._serialized_end=607
-  _globals['_REJOINREQUEST']._serialized_start=609
-  _globals['_REJOINREQUEST']._serialized_end=640
-  _globals['_OUTRANKREQUEST']._serialized_start=642
-  _globals['_OUTRANKREQUEST']._serialized_end=689
-  _globals['_GIVEUPREQUEST']._serialized_start=691
-  _globals['_GIVEUPREQUEST']._serialized_end=738
-  _globals['_GIVEUPRESPONSE']._serialized_start=740
-  _globals['_GIVEUPRESPONSE']._serialized_end=820
-  _globals['_LISTDIRTYREQUEST']._serialized_start=822
-  _globals['_LISTDIRTYREQUEST']._serialized_end=877
-  _globals['_DIRTYEXTENTS']._serialized_start=879
-  _globals['_DIRTYEXTENTS']._serialized_end=927
-  _globals['_REPLICASERVICE']._serialized_start=1027
-  _globals['_REPLICASERVICE']._serialized_end=1603
+  _globals['_PROMOTEREQUEST']._serialized_end=477
+  _globals['_PROMOTERESPONSE']._serialized_start=479
+  _globals['_PROMOTERESPONSE']._serialized_end=584
+  _globals['_SWITCHOVERREQUEST']._serialized_start=586
+  _globals['_SWITCHOVERREQUEST']._serialized_end=621
+  _globals['_REJOINREQUEST']._serialized_start=623
+  _globals['_REJOINREQUEST']._serialized_end=654
+  _globals['_OUTRANKREQUEST']._serialized_start=656
+  _globals['_OUTRANKREQUEST']._serialized_end=703
+  _globals['_GIVEUPREQUEST']._serialized_start=705
+  _globals['_GIVEUPREQUEST']._serialized_end=752
+  _globals['_GIVEUPRESPONSE']._serialized_start=754
+  _globals['_GIVEUPRESPONSE']._serialized_end=834
+  _globals['_LISTDIRTYREQUEST']._serialized_start=836
+  _globals['_LISTDIRTYREQUEST']._serialized_end=891
+  _globals['_DIRTYEXTENTS']._serialized_start=893
+  _globals['_DIRTYEXTENTS']._serialized_end=941
+  _globals['_REPLICASERVICE']._serialized_start=1041
+  _globals['_REPLICASERVICE']._serialized_end=1617
 # @@protoc_insertion_point(module_scope)

@@ -52,14 +52,16 @@ class ReplicaList(_message.Message):
     def __init__(self, node: _Optional[str] = ..., replicas: _Optional[_Iterable[_Union[Replica, _Mapping]]] = ...) -> None: ...
 
 class PromoteRequest(_message.Message):
-    __slots__ = ("volume", "force", "snapshot")
+    __slots__ = ("volume", "force", "mode", "snapshot")
     VOLUME_FIELD_NUMBER: _ClassVar[int]
     FORCE_FIELD_NUMBER: _ClassVar[int]
+    MODE_FIELD_NUMBER: _ClassVar[int]
     SNAPSHOT_FIELD_NUMBER: _ClassVar[int]
     volume: str
     force: bool
+    mode: str
     snapshot: str
-    def __init__(self, volume: _Optional[str] = ..., force: bool = ..., snapshot: _Optional[str] = ...) -> None: ...
+    def __init__(self, volume: _Optional[str] = ..., force: bool = ..., mode: _Optional[str] = ..., snapshot: _Optional[str] = ...) -> None: ...
 
 class PromoteResponse(_message.Message):
     __slots__ = ("replica", "duration_ns", "nbd_address")
