@@ -1,11 +1,4 @@
-"""Every parser of bytes that another process or a disk made, as a function that must take any bytes.
-
-A target returns, or raises an operating error. Anything else, such as a KeyError, is a defect: it would end a
-connection's task or a node's start with a traceback, and nobody has thought about what it leaves behind.
-
-A checksum hides what is behind it, so targets with one have `repaired`: the same bytes with the checksum made right, as
-whoever means harm would send them.
-"""
+"""The parsers of what disks hold and operators write; with those of `wire_parsers.py` they are all of them."""
 
 from __future__ import annotations
 
@@ -14,14 +7,11 @@ import json
 import struct
 import tempfile
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import yaml
-from google.protobuf.message import DecodeError
 
 from backupnode.repository import blobs, parse_backup_id
 from backupnode.repository.blobs import BlobKind
@@ -40,21 +30,12 @@ from standby.cow.catalog import Catalog
 from standby.cow.shared_header import FILE_SIZE, TABLE_OFFSET, SharedHeader
 from standby.record import MirrorRecord
 from stillpoint.config import Address, load_config, parse_size
-from stillpoint.devices import MemoryDevice
 from stillpoint.errors import StillpointError
-from stillpoint.link import frames
-from stillpoint.link.frames import FrameType, Watermarks
-from stillpoint.nbd import codec
-from stillpoint.nbd import constants as c
-from stillpoint.nbd.client_session import ClientSession
-from stillpoint.nbd.export import DeviceExport
-from stillpoint.nbd.session import ServerSession, State
 from stillpoint.nbd.uri import NbdUri
 from stillpoint.replica import ReplicaFile
 from stillpoint.security.roles import identity_in
-from stillpoint.wire import chunks
-from stillpoint.wire.v1 import backup_pb2, common_pb2, primary_pb2, standby_pb2
-from tests.fuzz.exchanges import client_handshakes, data_link_frames, repaired_frames
+from tests.fuzz.parser import Parser
+from tests.fuzz.wire_parsers import WIRE_PARSERS
 from tests.golden.test_replica_metadata import STATE as REPLICA_STATE
 from tests.support.listing import from_listing
 
@@ -63,17 +44,6 @@ _SCRATCH: Final = tempfile.TemporaryDirectory(
     prefix="stillpoint-fuzz-", dir="/dev/shm" if Path("/dev/shm").is_dir() else None
 )
 FOLDER: Final = Path(_SCRATCH.name)
-_EXECUTOR: Final = ThreadPoolExecutor(1)
-
-
-@dataclass(frozen=True)
-class Parser:
-    """feed raises one of `refusals` or nothing. seeds: inputs that it takes."""
-
-    seeds: Sequence[bytes]
-    feed: Callable[[bytes], object]
-    refusals: tuple[type[Exception], ...] = (StillpointError,)
-    repaired: Callable[[bytes], bytes] | None = None
 
 
 def _crc_at(offset: int, *, over: Callable[[bytearray], bytes], least: int) -> Callable[[bytes], bytes]:
@@ -90,99 +60,6 @@ def _crc_at(offset: int, *, over: Callable[[bytearray], bytes], least: int) -> C
 
 def _without(offset: int) -> Callable[[bytearray], bytes]:
     return lambda data: bytes(data[:offset]) + bytes(4) + bytes(data[offset + 4 :])
-
-
-# --- NBD
-
-
-def _exports() -> dict[str, DeviceExport]:
-    return {name: DeviceExport(name, MemoryDevice(1 << 20), _EXECUTOR) for name in ("vol1", "other@snap")}
-
-
-_EXPORTS: Final = _exports()
-
-
-def feed_server_session(data: bytes) -> None:
-    session = ServerSession(_EXPORTS)
-    session.output()
-    view = memoryview(data)
-    while session.state not in (State.ENDED, State.TRANSMISSION) and (consumed := session.receive(view)):
-        view = view[consumed:]
-        assert len(session.output()) < 1 << 16
-
-
-def feed_client_session(data: bytes) -> None:
-    session = ClientSession("vol1")
-    view = memoryview(data)
-    while consumed := session.receive(view):
-        view = view[consumed:]
-        session.output()
-
-
-def feed_replies(data: bytes) -> None:
-    view = memoryview(data)
-    while decoded := codec.decode_reply(view):
-        reply, size = decoded
-        view = view[size:]
-        if isinstance(reply, codec.ChunkHeader):
-            if reply.kind == c.Chunk.BLOCK_STATUS:
-                codec.parse_block_status(view[: reply.length])
-            view = view[reply.length :]
-
-
-def server_handshakes() -> list[bytes]:
-    """What our server answers to our client, up to transmission."""
-    server, client = ServerSession(_EXPORTS), ClientSession("vol1")
-    said = bytearray()
-    while output := server.output():
-        said += output
-        view = memoryview(output)
-        while consumed := client.receive(view):
-            view = view[consumed:]
-        for _ in range(4):
-            request = memoryview(client.output())
-            while request and server.state is not State.TRANSMISSION and (consumed := server.receive(request)):
-                request = request[consumed:]
-    return [bytes(said)]
-
-
-def replies() -> list[bytes]:
-    status = codec.encode_block_status(7, 1, [(4096, 0), (8192, 3)], last=True)
-    data = codec.ChunkHeader(c.CHUNK_FLAG_DONE, c.Chunk.OFFSET_DATA, 7, 8 + 16).encode() + bytes(24)
-    return [codec.SimpleReply(0, 7).encode(), status, data, codec.encode_error_chunk(7, 5), status + status]
-
-
-# --- the data link
-
-
-def feed_frames(data: bytes) -> None:
-    def handle(kind: int, flags: int, *rest: Any) -> None:
-        if kind == FrameType.ACK:
-            Watermarks.decode(rest[-1])
-
-    frames.read_frames(memoryview(data), handle)
-
-
-# --- messages
-
-
-def feed_messages(data: bytes) -> None:
-    for message in (
-        primary_pb2.CreateVolumeRequest,
-        standby_pb2.OpenLinkRequest,
-        standby_pb2.StandbyStatus,
-        backup_pb2.RestoreBackupRequest,
-    ):
-        with contextlib.suppress(DecodeError):
-            message.FromString(data)
-
-
-def feed_chunks(data: bytes) -> None:
-    chunks.decode(data)
-
-
-def feed_frames_message(data: bytes) -> None:
-    chunks.decode_frames(data)
 
 
 # --- files
@@ -398,20 +275,7 @@ _FORMAT_FOLDER: Final = FOLDER / "folder-repository"
 _FORMAT_FOLDER.mkdir(exist_ok=True)
 
 PARSERS: Final[Mapping[str, Parser]] = {
-    "nbd server handshake": Parser(client_handshakes(), feed_server_session),
-    "nbd client handshake": Parser(server_handshakes(), feed_client_session),
-    "nbd replies": Parser(replies(), feed_replies),
-    "data link frames": Parser(data_link_frames(), feed_frames, repaired=repaired_frames),
-    "chunk messages": Parser([chunks.encode_data(4096, b"x" * 100), chunks.encode_hole(1 << 40, 1 << 30)], feed_chunks),
-    "frame messages": Parser([chunks.encode_frames(b"f" * 200)], feed_frames_message),
-    "protobuf messages": Parser(
-        [
-            primary_pb2.CreateVolumeRequest(name="v", size=1 << 40, device_paths=["/dev/x"]).SerializeToString(),
-            standby_pb2.OpenLinkRequest(volume="v", volume_uuid="u", size=1).SerializeToString(),
-            common_pb2.NodeInfo(node="n", version="1", pid=7).SerializeToString(),
-        ],
-        feed_messages,
-    ),
+    **WIRE_PARSERS,
     "store superblock": Parser(
         _golden("cow", "superblock.bin"),
         lambda data: record_log.decode_superblock(data.ljust(4096, b"\0")),
