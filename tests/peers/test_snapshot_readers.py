@@ -133,7 +133,7 @@ def test_parts_of_a_snapshot_are_read_by_one_call_and_parts_that_make_no_sense_a
         pieces[start] += bytes(chunk.hole_length) or bytes(chunk.data)
     assert pieces == {offset: bytes(whole[offset : offset + length]) for offset, length in parts}
     for wrong in ([(512, 512), (0, 512)], [(0, 512), (511, 512)], [(0, 0), (512, 1)], [(1 << 40, 512)], [(0, 1 << 40)]):
-        with pytest.raises(grpc.RpcError, match="INVALID_ARGUMENT|OUT_OF_RANGE"):
+        with pytest.raises(grpc.RpcError, match=r"INVALID_ARGUMENT|OUT_OF_RANGE"):
             asyncio.run(read(wrong))
     with pytest.raises(grpc.RpcError, match="INVALID_ARGUMENT"):
         asyncio.run(read([(0, 512), (1024, 512)], lengths=[512]))
