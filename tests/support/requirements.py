@@ -32,6 +32,7 @@ _DEBIAN_PACKAGES = {
     "docker-compose": "docker-compose",
     "dumpe2fs": "e2fsprogs",
     "e2fsck": "e2fsprogs",
+    "etcd": "etcd-server",
     "fio": "fio",
     "fsfreeze": "util-linux",
     "fstrim": "util-linux",
