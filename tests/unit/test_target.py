@@ -378,6 +378,10 @@ def test_a_byte_that_does_not_read_back_as_it_was_written_fails_the_restore(plac
             super().write(offset, buffers)
             super().write(place, [b"?"])
 
+        def write_zeroes(self, offset: int, length: int, *, may_trim: bool = True) -> None:
+            super().write_zeroes(offset, length, may_trim=may_trim)
+            super().write(place, [b"?"])
+
     async def main() -> None:
         device = Forgetful(8 << 20)
         async with nbd_server(device) as name:
