@@ -111,8 +111,14 @@ class RoomMaker:
         return [generation for generation in volume.live if store is None or volume.may_use(generation, store)]
 
     def _unprotected(self) -> Sequence[int]:
+        """Those that may pay for a limit: not one that is still being made, as somebody waits for it."""
         volume = self._volume
-        return [generation for generation in volume.live if not volume.snapshots[generation].protected]
+        return [
+            generation
+            for generation in volume.live
+            if not volume.snapshots[generation].protected
+            and volume.snapshots[generation].state is not SnapshotState.CREATING
+        ]
 
     async def _expire(self, generation: int) -> bool:
         """Delete a snapshot to make room. False: the catalog cannot be written."""

@@ -170,6 +170,7 @@ class Life(RuleBasedStateMachine):
     @precondition(lambda self: self.shots)
     @rule(which=strategies.integers(0, 100), protected=strategies.booleans())
     def protect(self, which: int, protected: bool) -> None:
+        self._drop_displaced()  # what has ended by now was not protected then
         names = [snapshot.name for snapshot in self.rig.engine.snapshots()]
         if names:
             self._protect(names[which % len(names)], protected)

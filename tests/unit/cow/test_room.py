@@ -404,3 +404,18 @@ def test_what_is_reclaimable_is_what_deleting_all_but_protected_snapshots_gives_
         await rig.close()
 
     run(main)
+
+
+def test_a_snapshot_that_is_being_made_does_not_pay_for_a_limit(tmp_path: Path) -> None:
+    async def main() -> None:
+        rig = Rig(tmp_path, preserved_size_max=128 * KIB)
+        rig.engine.write(0, memoryview(b"a" * 256 * KIB))
+        await rig.snapshot("kept")
+        await rig.engine.protect("kept", True)
+        rig.engine.write(0, memoryview(b"b" * 256 * KIB))  # more than the limit, and not preserved before the next cut
+        await rig.snapshot("new")
+        assert [snapshot.state for snapshot in rig.engine.snapshots()] == [SnapshotState.ACTIVE] * 2
+        assert rig.image("new")[: 256 * KIB] == b"b" * 256 * KIB
+        await rig.close()
+
+    run(main)
