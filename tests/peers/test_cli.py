@@ -83,7 +83,8 @@ def fails(cluster: LocalCluster) -> Callable[..., str]:
 
 def test_env_has_exactly_what_scripts_rely_on(cluster: LocalCluster) -> None:
     env = cluster.env
-    assert set(env) == {"cluster", "primary", "standby", "backup", "volumes"}
+    assert set(env) == {"cluster", "primary", "standby", "backup", "volumes", "tls"}
+    assert set(env["tls"]) == {"admin", "client"}
     assert set(env["primary"]) == set(env["backup"]) == {"pid", "grpc", "nbd"}
     assert set(env["standby"]) == {"pid", "export_pid", "grpc", "nbd", "volume_nbd"}
     for node in ("primary", "standby", "backup"):
