@@ -13,7 +13,7 @@ import pytest
 
 from backupnode.maintenance import Maintenance
 from backupnode.puller import Puller
-from backupnode.repository import BackupRecord, Origin, Partial, Region, open_directory
+from backupnode.repository import BackupId, BackupRecord, Origin, Partial, Region, open_directory
 from backupnode.repository.writer import PackWriter
 from backupnode.retention import RetentionPolicy
 from backupnode.starts import Start, starts
@@ -203,7 +203,7 @@ def test_another_life_or_size_of_the_volume_resumes_nothing(tmp_path: Path) -> N
         bench.standby.incarnation = "life-2"
         bench.write(0, b"not noted", noted=False)
         await bench.back_up()
-        await bench.repository.delete((await listed(bench))[0])
+        await bench.repository.delete(BackupId((await listed(bench))[0]))
         await interrupted(bench, 6 * MIB + 65536)
         larger = MemoryDevice(SIZE + 65536)
         bench.standby.volumes["vol1"] = larger
