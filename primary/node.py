@@ -52,7 +52,7 @@ _THREADS = 8
 # How long a start waits for the standby to say whether it was promoted meanwhile.
 _ASK_S = 2.0
 _DROP_S = 5.0
-_CUT_S = 0.1
+_CUT_S = 1.0
 
 
 class Copies(Protocol):
@@ -227,6 +227,8 @@ class PrimaryNode:
                 self._exports[name] = volume.export
                 raise
         else:
+            await self.nbd.drop(volume.export, timeout_s=0.0)
+            volume.export.gate.end()  # what waited is answered to connections that are gone
             while not await self.nbd.drop(volume.export, timeout_s=_CUT_S):
                 logger.warning("a request is still busy with the disk", extra={"volume": name})
         volume.export.gate.end()
