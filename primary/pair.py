@@ -33,13 +33,12 @@ from stillpoint.devices import BlockDevice
 from stillpoint.errors import DeviceError, FencedError, PeerUnavailable, ProtocolError, Refused, StillpointError
 from stillpoint.extents import Extent
 from stillpoint.link.base import Link
-from stillpoint.replica import PEERS_MAX, By, Decision, Outcome, Reason, ReplicaState, Source, decide, mint
+from stillpoint.replica import By, Decision, Outcome, Reason, ReplicaState, Source, decide, mint
 from stillpoint.replica.messages import pack_generation, pack_state
 from stillpoint.replica.replicas import Replica
 from stillpoint.replica.transitions import (
     generation_offered,
-    peer_added,
-    peer_removed,
+    peer_met,
     resync_prepared,
     session_adopted,
 )
@@ -262,14 +261,11 @@ class Pair:
     def _decide(self, opened: OpenedLink) -> Decision:
         """Raises SupersededError, or Refused where no session is possible."""
         theirs = self.peer = opened.state
-        known = self._replica.state
-        if len(known.peers) == PEERS_MAX and all(peer.uuid != theirs.node for peer in known.peers):
-            known = peer_removed(known, known.peers[0].uuid)  # of a node that was replaced
-        self._replica.become(peer_added(known, theirs.node, theirs.name))
+        self._replica.become(peer_met(self._replica.state, theirs.node, theirs.name))
         mine = self._replica.state
         decision = decide(
             mine.side(theirs.node, dirty_bytes=self._dirty.dirty_bytes),
-            peer_added(theirs, mine.node, mine.name).side(mine.node, dirty_bytes=opened.dirty_bytes),
+            peer_met(theirs, mine.node, mine.name).side(mine.node, dirty_bytes=opened.dirty_bytes),
         )
         self._replica.alarm = ""
         if decision.outcome is Outcome.IN_SYNC or decision.source is Source.MINE:

@@ -32,7 +32,7 @@ from stillpoint.replica.replicas import Replica
 from stillpoint.replica.transitions import (
     fence_raised,
     next_session,
-    peer_added,
+    peer_met,
     resync_begun,
     resync_finished,
     session_adopted,
@@ -139,8 +139,8 @@ class Mirror:
         if self._held:
             raise Refused(f"mirror {record.volume}: {self._held}")
         await self.end_session("a new session began")
-        mine = peer_added(replica.state, source.node, source.name)
-        theirs = peer_added(source, mine.node, mine.name)
+        mine = peer_met(replica.state, source.node, source.name)
+        theirs = peer_met(source, mine.node, mine.name)
         decision = decide(
             mine.side(source.node, dirty_bytes=proposal.dirty_bytes_here),
             theirs.side(mine.node, dirty_bytes=proposal.dirty_bytes_there),

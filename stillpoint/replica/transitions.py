@@ -52,6 +52,12 @@ def peer_added(state: ReplicaState, peer: UUID, name: str) -> ReplicaState:
     return state.with_peer(replace(known[0], name=name) if known else PeerState(peer, name))
 
 
+def peer_met(state: ReplicaState, peer: UUID, name: str) -> ReplicaState:
+    """As `peer_added`; where there are as many as there can be, the one known longest is forgotten: it was replaced."""
+    full = len(state.peers) == PEERS_MAX and all(entry.uuid != peer for entry in state.peers)
+    return peer_added(peer_removed(state, state.peers[0].uuid) if full else state, peer, name)
+
+
 def peer_removed(state: ReplicaState, peer: UUID) -> ReplicaState:
     """Raises NotFound."""
     state.peer(peer)

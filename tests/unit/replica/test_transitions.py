@@ -203,3 +203,10 @@ def test_peers_are_named_bounded_and_kept() -> None:
     with pytest.raises(NotFound):
         transitions.peer_removed(state, THIRD).peer(THIRD)
     assert transitions.grown(state, 8192).size == 8192
+
+
+def test_a_node_that_was_replaced_makes_room_for_the_one_that_came() -> None:
+    full = transitions.peer_added(_standby(), UUID(int=5), "c")
+    met = transitions.peer_met(full, UUID(int=6), "d")
+    assert [peer.uuid for peer in met.peers] == [*(peer.uuid for peer in full.peers[1:]), UUID(int=6)]
+    assert transitions.peer_met(full, PEER, full.peer(PEER).name) == full
