@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar
@@ -96,6 +97,13 @@ async def where_mirrored(nodes: Nodes, volumes: Sequence[str]) -> DataNode:
     """The one node that takes snapshots of all of them. Raises NotFound, PeerUnavailable, Refused."""
     places = await ask(nodes)
     found = {node.name: node for node in map(places.mirrored, volumes)}
+    for volume, silent in itertools.product(volumes, places.silent.values()):
+        # The node that serves a volume takes snapshots of it too, if it has been a standby before.
+        request = standby_pb2.ListSnapshotsRequest(volume=volume)
+        try:
+            await places.mirrored(volume).mirroring.call("ListSnapshots", request, standby_pb2.SnapshotList)
+        except NotFound:
+            raise silent from None
     if len(found) > 1:
         raise Refused(
             f"the volumes {', '.join(volumes)} have their standbys on different nodes, {' and '.join(found)}, "
