@@ -125,7 +125,7 @@ async def where_bookmark(nodes: Nodes, volume: str, name: str) -> DataNode:
     async def find(node: DataNode) -> None:
         answer = await node.mirroring.call("ListBookmarks", request, standby_pb2.BookmarkList)
         if all(each.name != name for each in answer.bookmarks):
-            raise NotFound(f"there is no bookmark {volume}@{name}")
+            raise NotFound(f"{volume}: there is no bookmark {name}")
 
     return (await _first(nodes, find))[0]
 
