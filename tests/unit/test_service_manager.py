@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import select
 import signal
 import socket
 import subprocess
@@ -40,9 +39,11 @@ class Manager:
 
     def hears(self, *, timeout_s: float = 10.0) -> list[str]:
         """The next message; empty when none comes in time."""
-        if not select.select([self._socket], [], [], timeout_s)[0]:
+        self._socket.settimeout(timeout_s)
+        try:
+            return self._socket.recv(4096).decode().split("\n")
+        except (TimeoutError, BlockingIOError):
             return []
-        return self._socket.recv(4096).decode().split("\n")
 
     def silence(self) -> None:
         """Take all that is there already."""
