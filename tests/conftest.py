@@ -1,5 +1,6 @@
 """Leaves out the tests this machine cannot run, saying why, or fails them when everything is required."""
 
+import resource
 import signal
 from collections.abc import Generator
 
@@ -13,6 +14,9 @@ from tests.support.requirements import MARKERS, REQUIRE_ALL_VARIABLE, everything
 def pytest_configure(config: pytest.Config) -> None:
     for marker in MARKERS:
         config.addinivalue_line("markers", marker)
+    # Engines that a test lets crash keep their files open until the run ends.
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, min(hard, 8192)), hard))
     # A run in the background starts with SIGINT ignored, and so would every program that a test interrupts.
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
