@@ -7,6 +7,7 @@ import json
 import random
 import subprocess
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -65,7 +66,11 @@ def resize_mirror_only(cluster: LocalCluster, size: int) -> None:
     """As if the primary had been killed right after the mirror had grown."""
 
     async def call() -> None:
-        async with Nodes(load_cluster(cluster.cluster_file)) as nodes:
+        known = load_cluster(cluster.cluster_file)
+        assert known.tls is not None
+        # Only the other data node may ask for that.
+        peer = replace(known, tls=replace(known.tls, directory=known.tls.directory.with_name("primary")))
+        async with Nodes(peer) as nodes:
             volume_uuid = cluster.cli("volume", "show", "vol")["uuid"]
             request = standby_pb2.ResizeMirrorRequest(volume="vol", volume_uuid=volume_uuid, size=size)
             await nodes.standby.call("ResizeMirror", request, standby_pb2.Mirror)

@@ -122,7 +122,7 @@ def test_a_volume_out_of_sync_or_a_missing_snapshot_is_not_rolled_back(own_clust
     own_cluster.cli("volume", "create", "roll", "--size", str(SIZE))
     own_cluster.cli("snapshot", "create", "roll", "--name", "good")
     missing = own_cluster.run("snapshot", "rollback", "roll@never")
-    assert (missing.code, missing.error) == (1, "there is no snapshot roll@never")
+    assert (missing.code, missing.error) == (1, "roll@never: there is no such snapshot")
     own_cluster.kill("standby")
     failed = own_cluster.run("snapshot", "rollback", "roll@good")
     assert failed.code == 1
