@@ -1,7 +1,7 @@
 """Round after round: a node is killed or frozen at a random moment under load, its place is taken, it comes back.
 
 Every acknowledged write has to be there after each round, both copies equal before anything says in sync. Rounds:
-STILLPOINT_FAILOVER_ROUNDS (4); a seed to repeat: STILLPOINT_SEED.
+STILLPOINT_FAILOVER_ROUNDS (2); a seed to repeat: STILLPOINT_SEED.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from tests.peers.test_failover import SIZE, Writer, assert_same_disk, in_sync, r
 from tests.support.cluster import LocalCluster
 from tests.support.requirements import requires_tools
 
-ROUNDS = int(os.environ.get("STILLPOINT_FAILOVER_ROUNDS", "4"))
+ROUNDS = int(os.environ.get("STILLPOINT_FAILOVER_ROUNDS", "2"))
 SEED = int(os.environ.get("STILLPOINT_SEED", "0")) or random.SystemRandom().getrandbits(32)
 
 pytestmark = [requires_tools("nbdcopy", "qemu-io"), pytest.mark.timeout(120 + 90 * ROUNDS)]

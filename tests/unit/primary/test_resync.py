@@ -170,7 +170,7 @@ def test_a_comparison_that_is_cut_off_forgets_nothing(tmp_path: Path) -> None:
         made.device.write(0, [b"z" * SIZE])
         made.maps[0].mark_dirty(Extent(0, SIZE))
         link = made.attach(0)
-        verifier = Verifier(made.device, made.volume, link.sender, made.executor, rate=CHUNK_SIZE)
+        verifier = Verifier(made.device, made.volume, link.sender, made.executor, rate=32 * CHUNK_SIZE)
         comparing = asyncio.ensure_future(keep_differences(verifier, made.maps[0]))
         await asyncio.sleep(0.05)
         link.break_off()
