@@ -19,7 +19,7 @@ demo: $(INSTALLED) ## the main job on real input: mirror, snapshot, backup, rest
 
 test: $(INSTALLED) ## every test this machine can run; says what it leaves out
 	@deploy/ci/system-tools.sh test
-	deploy/ci/with-docker.sh $(BIN)/pytest
+	deploy/ci/with-docker.sh deploy/ci/run-tests.sh $(BIN)/pytest
 
 check: $(INSTALLED) ## style, types, boundaries and the quick tests: before each commit
 	$(BIN)/ruff check $(wildcard $(SOURCES))
