@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import re
+import signal
 import sys
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
@@ -80,11 +81,31 @@ class Group(click.Group):
 
 
 def asynchronous(body: Callable[P, Coroutine[Any, Any, R]]) -> Callable[P, R]:
-    """A command whose body is a coroutine."""
+    """A command whose body is a coroutine. SIGTERM cancels it, as Ctrl-C does: it leaves by way of every `finally`."""
 
     @functools.wraps(body)
     def run(*arguments: P.args, **options: P.kwargs) -> R:
-        return asyncio.run(body(*arguments, **options))
+        terminated = False
+
+        async def until_terminated() -> R:
+            task = asyncio.current_task()
+            assert task is not None
+
+            def terminate() -> None:
+                nonlocal terminated
+                terminated = True
+                task.cancel()
+
+            # An exception raised by a handler of the interpreter would end whatever task is running just then.
+            asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, terminate)
+            return await body(*arguments, **options)
+
+        try:
+            return asyncio.run(until_terminated())
+        except asyncio.CancelledError:
+            if terminated:
+                raise SystemExit(128 + signal.SIGTERM) from None
+            raise
 
     return run
 
